@@ -1,19 +1,21 @@
 """Every error that k8snet raises on purpose.
 
-    K8snetError
-    ├── InvalidInput            what was asked for cannot be; the lab is as it was
-    │   ├── InvalidAddress      not an address, or one that cannot be used there
-    │   ├── InvalidName         a name that Linux would refuse
-    │   ├── NameTaken           something of that name is there already
-    │   └── NotFound            nothing of that name is there
-    ├── ProgramMissing          a program is not installed
-    ├── CapabilityMissing       this kernel or machine cannot do that
-    ├── CommandFailed           a program ended with a non-zero code
-    ├── KernelRefused           the kernel answered a netlink request with an error
-    ├── Timeout                 something did not happen before its deadline
-    ├── LabClosed               the lab was closed before this call
-    └── SandboxFailed           the sandbox could not be set up
+K8snetError
+├── InvalidInput            what was asked for cannot be; the lab is as it was
+│   ├── InvalidAddress      not an address, or one that cannot be used there
+│   ├── InvalidName         a name that Linux would refuse
+│   ├── NameTaken           something of that name is there already
+│   ├── PortTaken           a socket listens on that port already
+│   └── NotFound            nothing of that name is there
+├── ProgramMissing          a program is not installed
+├── CapabilityMissing       this kernel or machine cannot do that
+├── CommandFailed           a program ended with a non-zero code
+├── KernelRefused           the kernel answered a netlink request with an error
+├── Timeout                 something did not happen before its deadline
+├── LabClosed               the lab was closed before this call
+└── SandboxFailed           the sandbox could not be set up
 """
+
 from __future__ import annotations
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "LabClosed",
     "NameTaken",
     "NotFound",
+    "PortTaken",
     "ProgramMissing",
     "SandboxFailed",
     "Timeout",
@@ -51,6 +54,10 @@ class InvalidName(InvalidInput):
 
 class NameTaken(InvalidInput):
     """Something of that name is there already."""
+
+
+class PortTaken(InvalidInput):
+    """A socket listens on that port already."""
 
 
 class NotFound(InvalidInput, LookupError):
