@@ -1,0 +1,1 @@
+"""What Linux does, one primitive a file; knows nothing of Kubernetes."""
