@@ -1,0 +1,1 @@
+"""From what the kernel holds to values, and from values to pictures."""
