@@ -1,0 +1,1 @@
+"""The exercises of each chapter: tasks, hints, and checks that look at the network."""

@@ -1,0 +1,100 @@
+"""Grading: the state of a network, and live probes, decide; typed text never does."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from k8snet.errors import K8snetError
+from k8snet.teach.card import card
+
+if TYPE_CHECKING:
+    from k8snet.lab import Lab
+    from k8snet.linux.probe import Connect, Fetch, Listener, Ping
+    from k8snet.observe.snapshot import Snapshot
+
+__all__ = ["Check", "Finding", "Prober", "Result", "grade"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at, and whether it is as it should be."""
+
+    ok: bool
+    text: str  # what holds, or what does not and where to look
+
+    def __str__(self) -> str:
+        """Return it on one line."""
+        return f"{'✔' if self.ok else '✘'} {self.text}"
+
+
+class Prober:
+    """Sends a check's own packets through a network, by the names of its netns."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Probe inside the netns of *lab*."""
+        self._lab = lab
+
+    def ping(self, source: str, destination: str, *, timeout_s: float = 2.0) -> Ping:
+        """Send one echo request from the netns *source*. See k8snet.linux.probe.ping()."""
+        return self._lab[source].ping(destination, timeout_s=timeout_s)
+
+    def connect(
+        self, source: str, destination: str, port: int, *, protocol: str = "tcp", timeout_s: float = 2.0
+    ) -> Connect:
+        """Try a port from the netns *source*. See k8snet.linux.probe.connect()."""
+        return self._lab[source].connect(destination, port, protocol=protocol, timeout_s=timeout_s)
+
+    def fetch(self, source: str, url: str, *, timeout_s: float = 2.0) -> Fetch:
+        """Ask for a page from the netns *source*. See k8snet.linux.probe.fetch()."""
+        return self._lab[source].fetch(url, timeout_s=timeout_s)
+
+    def listen(self, netns: str, port: int, *, protocol: str = "tcp") -> Listener:
+        """Serve a port while a `with` block runs, to have something to reach."""
+        return self._lab[netns].listen(port, protocol=protocol)
+
+
+Check = Callable[["Snapshot", Prober], Iterator[Finding]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a check found."""
+
+    title: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it should be."""
+        return bool(self.findings) and all(one.ok for one in self.findings)
+
+    def __bool__(self) -> bool:
+        """Return whether everything is as it should be."""
+        return self.ok
+
+    def __str__(self) -> str:
+        """Return one finding a line."""
+        head = f"{self.title}: {'done' if self.ok else 'not yet'}"
+        return "\n".join([head, *(f"  {one}" for one in self.findings)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Return the findings as a card."""
+        lines = "".join(
+            f"<li class='{'good' if one.ok else 'bad'}'>{html.escape(str(one))}</li>" for one in self.findings
+        )
+        return card("result", f"{self.title}: {'done' if self.ok else 'not yet'}", f"<ul>{lines}</ul>", good=self.ok)
+
+
+def grade(title: str, check: Check, lab: Lab) -> Result:
+    """Run a check against the live state of a lab; it stops at an error of the network's."""
+    findings: list[Finding] = []
+    try:
+        findings += check(lab.snapshot(), Prober(lab))
+    except K8snetError as error:  # for one: a netns that the reader has not made yet
+        findings.append(Finding(False, str(error)))
+    return Result(title=title, findings=tuple(findings))
