@@ -1,0 +1,1 @@
+"""What Jupyter needs: kernelspecs, cell magics, the runner and the book."""
