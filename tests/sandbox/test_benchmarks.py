@@ -1,0 +1,102 @@
+"""The benchmarks run: everybody builds what was asked for, and leaves nothing."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.contenders.catalogue import ALL
+from benchmarks.referee import Sample
+from benchmarks.report import BEGIN, END, Results, insert
+
+ROOT = Path(__file__).parents[2]
+
+REFEREE = """
+import os, socket
+from benchmarks import plan
+from benchmarks.census import wait_until_left
+from benchmarks.ping import unanswered
+from k8snet.errors import Timeout
+from k8snet.lab import Attachment, Lab
+from k8snet.linux import nsfs
+
+with Lab() as lab:
+    node = lab.netns(plan.NODE)
+    node.add_bridge(plan.BRIDGE, address="10.244.0.1/16")
+    lab.attach_all(node, plan.BRIDGE, [
+        Attachment(netns=plan.pod(0), port=plan.port(0), address="10.244.1.1/16"),
+    ])
+    assert unanswered(node.fd, ["10.244.1.1"]) == []
+    assert unanswered(node.fd, ["10.244.1.1", "10.244.1.2"], timeout_s=1) == ["10.244.1.2"]
+nsfs.make("forgotten")
+try:
+    wait_until_left(0, timeout_s=1)
+except Timeout:
+    pass
+else:
+    raise SystemExit("a netns was left, and nobody noticed")
+wait_until_left(1)
+nsfs.delete("forgotten")
+wait_until_left(0)
+"""
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_every_contender_builds_pods_that_answer_and_leaves_nothing(tmp_path):
+    """A table of who is fastest is worth nothing if one of them did less."""
+    file, plot = tmp_path / "results.json", tmp_path / "build.svg"
+    result = python(
+        "-m", "benchmarks", "--sizes", "10", "--rounds", "1", "--json", str(file), "--plot", str(plot)
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    samples = json.loads(file.read_text())["samples"]
+    assert [sample["contender"] for sample in samples] == [contender.name for contender in ALL]
+    assert [sample["answered"] for sample in samples] == [10] * len(ALL)
+    assert all(sample["build_s"] > 0 and sample["gone_s"] >= sample["teardown_s"] for sample in samples)
+    assert "<svg" in plot.read_text()
+
+
+def test_the_referee_notices_a_silent_pod_and_a_forgotten_netns():
+    """The run above would pass with a referee that looks away."""
+    result = python("-m", "k8snet.cli", "sandbox", "--", sys.executable, "-c", REFEREE)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_an_unknown_contender_is_named_with_those_there_are():
+    """A slip of the pen should not cost a run of twenty minutes."""
+    result = python("-m", "benchmarks", "--only", "k8snet,docker")
+    assert result.returncode == 2
+    assert "no contender docker; there are: lower-bound, k8snet" in result.stderr
+
+
+def sample(contender: str, *, pods: int, build_s: float) -> Sample:
+    return Sample(
+        contender=contender, round=1, pods=pods, answered=pods, build_s=build_s,
+        teardown_s=0.1, gone_s=0.2, startup_s=0.3,
+    )  # fmt: skip
+
+
+def test_ratios_and_growth_are_of_the_cost_of_one_pod(tmp_path):
+    """100 pods in 0.2 s are 2 ms each; 1000 in 4 s are 4 ms each, twice as much."""
+    results = Results.of([
+        sample("lower-bound", pods=100, build_s=0.1), sample("lower-bound", pods=1000, build_s=2.0),
+        sample("k8snet", pods=100, build_s=0.2), sample("k8snet", pods=1000, build_s=4.0),
+    ])  # fmt: skip
+    assert results.growth("k8snet") == pytest.approx(2.0)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{BEGIN}\nlast week\n{END}\nbelow\n")
+    insert(results, readme, command="./run bench")
+    text = readme.read_text()
+    assert "| **k8snet** | 2.00 | 4.00 | 2.00 | 1.00 | 2.00 |" in text
+    assert "| build, times the lower bound | 2.00 | at most 1.3 | **no** |" in text
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "last week" not in text
