@@ -91,7 +91,10 @@ def lab_command(folder: Path, *, port: int, browser: bool) -> tuple[list[str], d
     """
     from jupyter_client.kernelspec import KernelSpecManager  # slow to import
 
-    environment = {**os.environ, "K8SNET_WORKDIR": str(folder)}
+    # our page settings: JupyterLab does not ask whether it may fetch its own news
+    paths = [str(Path(__file__).with_name("config")), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    config = os.pathsep.join(filter(None, paths))
+    environment = {**os.environ, "K8SNET_WORKDIR": str(folder), "JUPYTER_CONFIG_PATH": config}
     if "k8snet" not in KernelSpecManager().find_kernel_specs():
         raise ProgramMissing("Jupyter does not find the kernelspec k8snet. Run: k8snet kernelspec install --sys-prefix")
     first = min((path.name for path in folder.glob("[0-9][0-9]-*.ipynb")), default=None)

@@ -17,7 +17,7 @@ from typing import IO
 from k8snet.errors import CommandFailed, ProgramMissing, Timeout
 from k8snet.linux import nsfs
 
-__all__ = ["Completed", "Process", "require", "run", "start", "start_shell", "wait_until"]
+__all__ = ["Completed", "Process", "require", "run", "scratch", "start", "start_shell", "wait_until"]
 
 PACKAGES = {  # the Debian package of a program, where its name is another
     "arping": "arping", "bird": "bird2", "birdc": "bird2", "bridge": "iproute2", "brctl": "bridge-utils",
@@ -176,7 +176,7 @@ def start(
     log: Path | None = None
     sink: IO[bytes] | int = subprocess.DEVNULL
     if keep_output:
-        handle, name = tempfile.mkstemp(prefix="k8snet-", suffix=".log")
+        handle, name = tempfile.mkstemp(prefix="output-", suffix=".log", dir=scratch())
         log, sink = Path(name), os.fdopen(handle, "wb")
     try:
         child = _spawn(words, fd=fd, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env)
@@ -188,6 +188,13 @@ def start(
         if not isinstance(sink, int):
             sink.close()
     return Process(argv=words, netns=netns, popen=child, log=log)
+
+
+def scratch() -> Path:
+    """Return the folder for files of running programs: in the sandbox's own /run, gone with it."""
+    folder = Path("/run/k8snet")
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def start_shell(script: str, *, fd: int, output: int, keep: Sequence[int]) -> subprocess.Popen[bytes]:

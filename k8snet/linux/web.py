@@ -62,7 +62,7 @@ def nginx(netns: Netns, *, port: int = 80, body: str | None = None) -> _run.Proc
         raise InvalidInput(f'body {text!r}: no ", $, backslash or line break')
     if _answers(netns, port):
         raise PortTaken(f"tcp port {port} in netns {netns.name} is taken; `ss -ltnp` there says by whom")
-    folder = Path(tempfile.mkdtemp(prefix="k8snet-nginx-"))
+    folder = Path(tempfile.mkdtemp(prefix="nginx-", dir=_run.scratch()))
     file = folder / "nginx.conf"
     file.write_text(CONFIGURATION.format(folder=folder, port=port, body=text))
     try:
