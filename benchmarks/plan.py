@@ -1,0 +1,28 @@
+"""What every contender builds: a bridge with pods, called and numbered alike.
+
+Only the standard library, since Mininet runs with the system's Python.
+"""
+from __future__ import annotations
+
+__all__ = ["BRIDGE", "GATEWAY", "NODE", "PREFIX", "address", "pod", "port"]
+
+NODE = "node"
+BRIDGE = "br0"
+GATEWAY = "10.244.0.1"
+PREFIX = 16
+PODS_A_BLOCK = 250
+
+
+def pod(number: int) -> str:
+    """Return the name of a pod's netns."""
+    return f"pod{number}"
+
+
+def port(number: int) -> str:
+    """Return the name of a pod's bridge port."""
+    return f"veth{number}"
+
+
+def address(number: int) -> str:
+    """Return a pod's address, without prefix length."""
+    return f"10.244.{1 + number // PODS_A_BLOCK}.{1 + number % PODS_A_BLOCK}"
