@@ -1,0 +1,96 @@
+"""Exercises are solvable, and a chapter's transcript builds the chapter's network.
+
+Each chapter is executed once more with cells of our own between the author's: after an
+exercise, its check must fail; after its hidden solution, it must pass; before the lab is
+closed, its transcript and its snapshot are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from k8snet.jupyter.chapters import find_chapters
+from k8snet.jupyter.runner import execute
+from tests.executed import alone
+
+EXERCISE = re.compile(r"^(exercise|check)\(\"([\w-]+)\", (\w+)\)$", re.MULTILINE)
+NOT_YET = "assert not check({slug!r}, {lab}).ok, 'the check of {slug} passes before anything was done'"
+DONE = "assert check({slug!r}, {lab}).ok, str(check({slug!r}, {lab}))"
+KEEP = """\
+import json, pathlib
+kept = {{"script": lab.transcript.script(), "config": lab.snapshot().config()}}
+pathlib.Path({path!r}).write_text(json.dumps(kept))
+"""
+CHAPTERS = [chapter.name for chapter in find_chapters()]
+
+
+def augmented(source: Path, kept: Path) -> nbformat.NotebookNode:
+    """Return a chapter with the cells that hold its exercises and its transcript to their promise."""
+    notebook = nbformat.read(source, as_version=4)
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.rstrip().endswith("lab.close()"):
+            cells.append(nbformat.v4.new_code_cell(KEEP.format(path=str(kept))))
+        cells.append(cell)
+        for kind, slug, lab in EXERCISE.findall(cell.source) if cell.cell_type == "code" else []:
+            text = (NOT_YET if kind == "exercise" else DONE).format(slug=slug, lab=lab)
+            cells.append(nbformat.v4.new_code_cell(text))
+    notebook.cells = cells
+    return notebook
+
+
+@pytest.fixture(scope="session")
+def graded():
+    """Why each chapter failed with our cells in it ("" if it did not), and where its network was kept."""
+    with alone("graded") as folder:
+        if not (folder / "done.json").exists():
+            (folder / "source").mkdir(parents=True, exist_ok=True)
+            for chapter in find_chapters():
+                kept = folder / f"{chapter.name}.json"
+                nbformat.write(augmented(chapter.path, kept), folder / "source" / chapter.path.name)
+            results = execute(find_chapters(source=folder / "source"), output=folder / "executed", jobs=2)
+            failures = {
+                one.chapter.name: f"{one.failure.source}\n{one.failure.reason}" if one.failure else ""
+                for one in results
+            }
+            (folder / "done.json").write_text(json.dumps(failures))
+        return folder, json.loads((folder / "done.json").read_text())
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_check_fails_before_and_passes_after_the_hidden_solution(graded, name):
+    _, failures = graded
+    assert failures[name] == ""
+
+
+@pytest.mark.parametrize("chapter", find_chapters(), ids=CHAPTERS)
+def test_a_chapter_has_exercises_each_with_a_solution_and_a_check(chapter):
+    cells = [cell for cell in nbformat.read(chapter.path, as_version=4).cells if cell.cell_type == "code"]
+    found = [(kind, slug) for cell in cells for kind, slug, _ in EXERCISE.findall(cell.source)]
+    asked = [slug for kind, slug in found if kind == "exercise"]
+    assert (2 if chapter.number == 0 else 3) <= len(asked) <= 5
+    assert [slug for kind, slug in found if kind == "check"] == asked
+    assert sum("solution" in cell.metadata.get("tags", []) for cell in cells) >= len(asked)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_transcript_of_a_chapter_builds_its_network_in_a_fresh_sandbox(graded, name, tmp_path):
+    """What the library and the by-hand cells did is what a person could have typed."""
+    folder, _ = graded
+    kept = json.loads((folder / f"{name}.json").read_text())
+    script = tmp_path / "script.sh"
+    script.write_text(kept["script"])
+    command = f"bash {script} >&2 && {sys.executable} -m k8snet.observe.snapshot"
+    done = subprocess.run(
+        [sys.executable, "-m", "k8snet.cli", "sandbox", "--writable", str(tmp_path), "--", "sh", "-c", command],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == kept["config"]
