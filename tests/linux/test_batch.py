@@ -22,6 +22,7 @@ from k8snet.linux.run import wait_until
 
 COUNTED = {
     "IFLA_STATS", "IFLA_STATS64", "IFLA_AF_SPEC", "IFLA_LINK", "IFLA_INFO_SLAVE_DATA",
+    "IFLA_LINK_NETNSID",  # a number for the peer's netns, taken anew while the last one's cleanup runs
     "IFA_CACHEINFO", "RTA_CACHEINFO", "RTA_OIF",
 }  # fmt: skip
 
