@@ -197,6 +197,16 @@ class Lab:
         del self._netns[name]
         self.record(HOST, ("ip", "netns", "delete", name))
 
+    def let_go(self) -> None:
+        """Close every file that holds a netns, so that `ip netns delete` in a terminal ends it.
+
+        Each is opened again where it is needed.
+        """
+        for netns in self:
+            netns.release()
+        self.worker.close()  # its thread is inside the netns where it worked last
+        self._worker = Worker()
+
     # -- between netns -----------------------------------------------------------------
 
     def veth(self, end: End, peer: End) -> None:

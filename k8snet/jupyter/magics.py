@@ -34,6 +34,7 @@ LOOKING = re.compile(
     r"(?:ip|bridge)\s+(?:-\S+\s+(?:\w+\s+)?)*?(?:a|addr|address|l|link|r|ro|route|n|neigh|neighbour|neighbor|rule|fdb|vlan)"
     r"\s*(?:$|\||show\b|list\b|get\b|ls\b|dev\b)"
 )
+ENDS_NETNS = re.compile(r"\bip\s+netns\s+del")
 BETWEEN = re.compile(r"\s*(?:;|&&|\|\||\n)\s*")
 
 
@@ -85,6 +86,8 @@ class NetnsMagics(Magics):
         try:
             for number, command in enumerate(session.commands):
                 sys.stdout.write(_prompt(options.netns, command))
+                if ENDS_NETNS.search(command):
+                    lab.let_go()
                 code = session.step(options.timeout, sys.stdout.write)
                 sys.stdout.flush()
                 if code != 0 and not options.may_fail:

@@ -1,7 +1,8 @@
 """Probes: real packets that ask a question, and answers that are values.
 
 A probe tells apart "ok", "refused" (somebody is there and says no), "unreachable"
-(a router or this netns itself says that there is no way) and "timeout" (silence).
+(a router or this netns itself says that there is no way) and "timeout" (silence, also
+where the packet was dropped on its way out).
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ def _verdict(error: OSError) -> tuple[str, str]:
     number = error.errno or 0
     if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
         return "timeout", "silence"
+    if number == errno.ENOBUFS:  # of a socket with IP_RECVERR: the queue of the interface did not take the packet
+        return "timeout", "dropped by the own interface: no buffer space, or no carrier"
     if number in SAYS_NO:
         return SAYS_NO[number], os.strerror(number).lower()
     if number in NO_WAY:

@@ -156,3 +156,10 @@ def test_what_only_looks_is_told_by_its_words(command, looks):
     from k8snet.jupyter.magics import looks_only
 
     assert looks_only(command) is looks
+
+
+def test_a_netns_deleted_by_hand_ends_although_the_lab_has_looked_at_it(cell, lab):
+    cell("host", "ip netns add b\nip link add name far netns b type veth peer name near netns a")
+    assert lab.snapshot()["a"].interface("near") is not None
+    cell("host", "ip netns delete b\nwhile ip -n a link show dev near; do sleep 0.1; done")
+    assert lab.snapshot()["a"].interface("near") is None

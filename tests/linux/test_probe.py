@@ -40,6 +40,18 @@ def test_a_neighbour_that_is_not_there_is_unreachable(pair):
     assert client.connect("10.0.0.99", 80).outcome == "unreachable"
 
 
+def test_an_end_without_carrier_drops_what_its_owner_sends(pair):
+    """Where the neighbour is known no ARP is lost first: the queue itself refuses the packet, with ENOBUFS."""
+    client, server = pair
+    assert client.ping("10.0.0.12").ok
+    server.set_down("veth-server")
+    pinged = client.ping("10.0.0.12", timeout_s=0.3)
+    for result in (pinged, client.connect("10.0.0.12", 53, protocol="udp", timeout_s=0.3)):
+        assert (result.outcome, result.ok) == ("timeout", False)
+        assert "no carrier" in result.reason
+    assert client.connect("10.0.0.12", 80, timeout_s=0.3).outcome == "timeout"
+
+
 def test_the_router_that_says_no_is_named(lab):
     client, router, server = lab.netns("client"), lab.netns("router", forward=True), lab.netns("server")
     lab.veth(End(netns=client, name="e", address="10.0.1.2/24"), End(netns=router, name="c", address="10.0.1.1/24"))
