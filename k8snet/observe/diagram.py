@@ -57,6 +57,11 @@ class _Options:
     before: Snapshot | None
     path: tuple[str, ...]
 
+    def tables(self, state: NetnsState) -> dict[str, tuple[str, ...]]:
+        """Return the lines of each table that is to be shown, where there are any."""
+        asked = {"routes": self.routes, "rules": self.rules, "sockets": self.sockets}
+        return {kind: lines for kind, wanted in asked.items() if wanted and (lines := _table(state, kind))}
+
     def steps(self, state: NetnsState, one: Interface) -> list[int]:
         """Return the numbers of a packet's steps at an interface."""
         return [number for number, place in enumerate(self.path, 1) if place == f"{state.name}/{one.name}"]
@@ -158,8 +163,7 @@ def _netns(graph: graphviz.Graph, state: NetnsState, options: _Options) -> None:
             changed, path = options.mark(state, one), options.steps(state, one)
             label = labels.interface(one, changed=changed, path=path, mac=options.macs)
             cluster.node(_id(state.name, one.name), label=label)
-        asked = {"routes": options.routes, "rules": options.rules, "sockets": options.sockets}
-        tables = {kind: lines for kind, wanted in asked.items() if wanted and (lines := _table(state, kind))}
+        tables = options.tables(state)
         for kind, lines in tables.items():
             cluster.node(_id(state.name, f"#{kind}"), label=labels.note(kind, lines, options.fresh(state, kind)))
         if not shown and not tables:
@@ -228,8 +232,7 @@ def describe(states: list[NetnsState], options: _Options, snapshot: Snapshot) ->
     for state in states:
         parts = [_in_words(one) for one in state.interfaces if options.loopback or one.kind != "loopback"]
         sentences.append(f"{state.name} has {', '.join(parts)}." if parts else f"{state.name} has only lo.")
-        if options.routes and state.routes:
-            sentences.append(f"Its routes: {'; '.join(map(str, state.routes))}.")
+        sentences += [f"Its {kind}: {'; '.join(lines)}." for kind, lines in options.tables(state).items()]
     if options.path:
         sentences.append(f"A packet passes {', then '.join(options.path)}.")
     if options.before is not None:

@@ -38,9 +38,13 @@ def test_what_changed_is_marked(pair, lab):
 
 
 def test_the_description_says_what_the_drawing_shows(pair, lab):
-    alt = lab.diagram(routes=True).alt
+    client, _ = pair
+    client.listen(80)
+    client.iptables("-A INPUT -p icmp -j DROP")
+    alt = lab.diagram(routes=True, rules=True, sockets=True).alt
     assert "client has the veth veth-client with 10.0.0.11/24 (up) joined to veth-server in server" in alt
     assert "Its routes: 10.0.0.0/24 dev veth-client src 10.0.0.11" in alt
+    assert "Its rules: *filter; -A INPUT -p icmp -j DROP. Its sockets: tcp 0.0.0.0:80." in alt
 
 
 def test_a_path_is_numbered(pair, lab):
