@@ -89,7 +89,12 @@ class Snapshot:
 
     def diff(self, after: Snapshot) -> Diff:
         """Return what was changed between this snapshot and a later one."""
-        return compare(self.config(), after.config())
+        old, new = self.config(), after.config()
+        for one, config, other in ((self, old, new), (after, new, old)):
+            host = one.find(HOST)
+            if host and HOST in other:  # one that is pristine is part of no config, but it was there
+                config[HOST] = _config(host, one._mac_names())  # noqa: SLF001  # of this class
+        return compare(old, new)
 
     def diagram(self, **options: Any) -> Diagram:
         """Return a drawing of it. See k8snet.observe.diagram.draw() for the options."""

@@ -76,6 +76,16 @@ def test_every_change_shows_in_the_diff(pair, lab, change, told):
     assert told in str(before.diff(after))
 
 
+def test_the_host_that_was_pristine_is_not_told_as_new(lab):
+    """lab.host is left out of what is compared until it holds something; a diff names that thing."""
+    lab.host.run("true")
+    before = lab.snapshot()
+    lab.host.add_bridge("br0")
+    for told in (str(before.diff(lab.snapshot())), str(lab.snapshot().diff(before))):
+        assert "host: interface br0" in told
+        assert "host: netns" not in told
+
+
 def test_the_order_of_rules_counts(pair, lab):
     _, server = pair
     server.iptables("-A INPUT -p tcp -j ACCEPT")
