@@ -6,10 +6,13 @@ K8snetError
 │   ├── InvalidName         a name that Linux would refuse
 │   ├── NameTaken           something of that name is there already
 │   ├── PortTaken           a socket listens on that port already
-│   └── NotFound            nothing of that name is there
+│   ├── NotFound            nothing of that name is there
+│   ├── InvalidManifest     a Kubernetes manifest that cannot be used
+│   └── InvalidConfig       a CNI network configuration that cannot be used
 ├── ProgramMissing          a program is not installed
 ├── CapabilityMissing       this kernel or machine cannot do that
 ├── CommandFailed           a program ended with a non-zero code
+├── PluginFailed            a CNI plugin answered with an error, or with nothing that can be read
 ├── KernelRefused           the kernel answered a netlink request with an error
 ├── Timeout                 something did not happen before its deadline
 ├── LabClosed               the lab was closed before this call
@@ -22,13 +25,16 @@ __all__ = [
     "CapabilityMissing",
     "CommandFailed",
     "InvalidAddress",
+    "InvalidConfig",
     "InvalidInput",
+    "InvalidManifest",
     "InvalidName",
     "K8snetError",
     "KernelRefused",
     "LabClosed",
     "NameTaken",
     "NotFound",
+    "PluginFailed",
     "PortTaken",
     "ProgramMissing",
     "SandboxFailed",
@@ -64,6 +70,14 @@ class NotFound(InvalidInput, LookupError):
     """Nothing of that name is there."""
 
 
+class InvalidManifest(InvalidInput):
+    """A Kubernetes manifest that cannot be used; the message names file, object and field."""
+
+
+class InvalidConfig(InvalidInput):
+    """A CNI network configuration that cannot be used; the message names file, line and field."""
+
+
 class ProgramMissing(K8snetError):
     """A program is not installed."""
 
@@ -80,6 +94,16 @@ class CommandFailed(K8snetError):
         self.argv, self.code, self.stderr, self.where = argv, code, stderr, where
         place = f" in netns {where}" if where else ""
         super().__init__(f"`{' '.join(argv)}`{place} ended with {code}: {stderr.strip()}")
+
+
+class PluginFailed(K8snetError):
+    """A CNI plugin answered with an error, or with nothing that can be read (CNI spec, "Error")."""
+
+    def __init__(self, plugin: str, command: str, code: int, message: str, details: str = "") -> None:
+        """Keep which plugin was asked to do what, and the three fields of its answer."""
+        self.plugin, self.command, self.code = plugin, command, code
+        self.message, self.details = message, details
+        super().__init__(f"{plugin} {command}: code {code}: {message}{f'; {details}' if details else ''}")
 
 
 class KernelRefused(K8snetError):

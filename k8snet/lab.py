@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from k8snet.errors import CapabilityMissing, LabClosed, NameTaken, NotFound, SandboxFailed
 from k8snet.linux import link, nsfs
@@ -18,8 +18,6 @@ from k8snet.linux.address import check_netns_name, mac_for
 from k8snet.linux.batch import Attachment, attach_all, drop_all
 from k8snet.linux.netlink import Worker
 from k8snet.linux.netns import Netns
-from k8snet.linux.probe import Listener
-from k8snet.linux.run import Process
 from k8snet.transcript import HOST, Entry, Transcript
 
 if TYPE_CHECKING:
@@ -31,6 +29,15 @@ __all__ = ["Attachment", "End", "Lab", "open_lab"]
 End = link.End
 
 _open: dict[str, Lab] = {}  # so that running a cell with `lab = Lab()` again just works
+
+
+class Kept(Protocol):
+    """What a lab stops when it closes: a process, a server, a cluster."""
+
+    stopped: bool
+
+    def stop(self) -> None:
+        """End it; a second call does nothing."""
 
 
 class Lab:
@@ -60,7 +67,8 @@ class Lab:
         if soft < hard:  # a socket, a netns and a process each take file descriptors
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._netns: dict[str, Netns] = {}
-        self._kept: list[Process | Listener] = []
+        self._kept: list[Kept] = []
+        self._live = 64  # of what is kept; twice as many are looked through
         self._worker: Worker | None = Worker()
         _open[name] = self
 
@@ -125,6 +133,7 @@ class Lab:
             values |= {f"net.ipv6.conf.{which}.disable_ipv6": int(not self.ipv6) for which in ("all", "default")}
             if self.ipv6:
                 values["net.ipv6.conf.all.forwarding"] = int(forward)
+                values |= {f"net.ipv6.conf.{which}.accept_dad": 0 for which in ("all", "default")}
         if settings.exists(netns, settings.BRIDGE_NF):
             values[settings.BRIDGE_NF] = int(forward)
         elif forward:
@@ -191,7 +200,8 @@ class Lab:
         """
         netns = self[name]
         self._stop_inside([netns])
-        link.delete_pairs(netns)  # the kernel ends a netns later, and the other ends with it
+        for end in link.delete_pairs(netns):  # the kernel ends a netns later, and the other ends with it
+            self.record(name, ("ip", "link", "delete", "dev", end))
         netns.release()
         nsfs.delete(name)
         del self._netns[name]
@@ -241,11 +251,17 @@ class Lab:
             "peer", "name", one.interface, *size, "address", macs[1], "netns", one.netns,
         ))  # fmt: skip
         self.record(node.name, ("ip", "link", "set", "dev", one.port, "master", bridge, "up"))
+        if one.hairpin:
+            self.record(node.name, ("bridge", "link", "set", "dev", one.port, "hairpin", "on"))
         self.record(one.netns, ("ip", "link", "set", "dev", "lo", "up"))
-        self.record(one.netns, ("ip", "address", "add", one.address, "brd", "+", "dev", one.interface))
+        for address, _ in one.addresses:
+            words = ("nodad",) if ":" in address else ("brd", "+")
+            self.record(one.netns, ("ip", "address", "add", address, *words, "dev", one.interface))
         self.record(one.netns, ("ip", "link", "set", "dev", one.interface, "up"))
-        if one.gateway:
-            self.record(one.netns, ("ip", "route", "add", "default", "via", one.gateway))
+        for _, gateway in one.addresses:
+            if gateway:
+                family = ("-6",) if ":" in gateway else ()
+                self.record(one.netns, ("ip", *family, "route", "add", "default", "via", gateway))
 
     # -- looking -----------------------------------------------------------------------
 
@@ -282,8 +298,11 @@ class Lab:
         """Keep a command of a by-hand cell for the transcript."""
         self.transcript.entries.append(Entry(netns, script=script))
 
-    def keep(self, thing: Process | Listener) -> None:
+    def keep(self, thing: Kept) -> None:
         """Stop *thing* when the lab closes."""
+        if len(self._kept) >= 2 * self._live:  # servers come and go in a cluster
+            self._kept = [one for one in self._kept if not one.stopped]
+            self._live = max(len(self._kept), 64)
         self._kept.append(thing)
 
     # -- the end -----------------------------------------------------------------------

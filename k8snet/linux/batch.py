@@ -16,6 +16,11 @@ one pod. The first goes to the node's netns and makes both ends:
             └── VETH_INFO_PEER   an ifinfomsg and attributes of the other end:
                                  IFLA_IFNAME, IFLA_ADDRESS, IFLA_MTU, IFLA_NET_NS_FD
 
+With hairpin, one more finds the port by its name:
+
+    RTM_NEWLINK    ifinfomsg, IFLA_IFNAME, IFLA_LINKINFO > IFLA_INFO_SLAVE_KIND "bridge",
+                   IFLA_INFO_SLAVE_DATA > IFLA_BRPORT_MODE 1
+
 The second goes to the pod's netns, four messages in one buffer, and only the last asks
 to be acknowledged, since the kernel tells of an error anyhow:
 
@@ -23,6 +28,8 @@ to be acknowledged, since the kernel tells of an error anyhow:
     RTM_NEWLINK    ifinfomsg   eth0 up
     RTM_NEWADDR    ifaddrmsg   IFA_LOCAL, IFA_ADDRESS, IFA_BROADCAST (IPv4)
     RTM_NEWROUTE   rtmsg       RTA_GATEWAY, RTA_OIF, of a default route in table main
+
+A pod with a second address, of the other family, has one more RTM_NEWADDR and RTM_NEWROUTE.
 
 An attribute is its length and type, 2 bytes each, then its value, padded with zeros to
 a multiple of 4. Numbers are in the machine's byte order, addresses in the network's.
@@ -64,6 +71,7 @@ RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE = 4, 5, 4
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_F_NODAD = 1, 2, 4, 2
 RTA_OIF, RTA_GATEWAY = 4, 5
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
@@ -86,9 +94,9 @@ SETTINGS = {
     "net/ipv4/conf/default/rp_filter": "0",
 }
 IPV6_OFF = {f"net/ipv6/conf/{which}/disable_ipv6": "1" for which in ("all", "default")}
-IPV6_ON = {f"net/ipv6/conf/{which}/disable_ipv6": "0" for which in ("all", "default")} | {
-    "net/ipv6/conf/all/forwarding": "0"
-}
+IPV6_ON = {
+    f"net/ipv6/conf/{which}/{key}": "0" for which in ("all", "default") for key in ("disable_ipv6", "accept_dad")
+} | {"net/ipv6/conf/all/forwarding": "0"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -103,6 +111,15 @@ class Attachment:
     gateway: str | None = None  # next hop of the default route; None makes no route
     interface: str = "eth0"  # name inside the netns
     mtu: int | None = None  # bytes, of both ends; None leaves the kernel's 1500
+    second_address: str | None = None  # of the other family, with prefix length
+    second_gateway: str | None = None
+    hairpin: bool = False  # let the port send a frame back to where it came from
+
+    @property
+    def addresses(self) -> list[tuple[str, str | None]]:
+        """Each address with its gateway."""
+        second = [(self.second_address, self.second_gateway)] if self.second_address else []
+        return [(self.address, self.gateway), *second]
 
 
 # -- what goes over the wire -----------------------------------------------------------
@@ -150,15 +167,25 @@ def pair_message(pod: Attachment, *, node: str, bridge_index: int, netns_fd: int
     return _message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE_EXCL, body)
 
 
+def hairpin_message(pod: Attachment) -> bytes:
+    """Encode the message that lets the port of *pod* send a frame back to where it came from."""
+    mode = _ATTRIBUTE.pack(_ATTRIBUTE.size + 1, IFLA_BRPORT_MODE) + b"\1\0\0\0"
+    info = _attribute(IFLA_INFO_SLAVE_KIND, b"bridge\0") + _attribute(IFLA_INFO_SLAVE_DATA, mode)
+    body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(IFLA_IFNAME, pod.port.encode() + b"\0")
+    return _message(RTM_NEWLINK, NLM_F_ACK, body + _attribute(IFLA_LINKINFO, info))
+
+
 def inside_messages(pod: Attachment, *, index: int) -> bytes:
     """Encode the messages sent inside the netns of *pod*: lo up, eth0 up, address, route.
 
     Args:
         index: the ifindex of its interface.
     """
-    messages = [_up(LOOPBACK_INDEX), _up(index), _address(pod, index)]
-    if pod.gateway:
-        messages.append(_default_route(pod.gateway, index))
+    messages = [_up(LOOPBACK_INDEX), _up(index)]
+    for address, gateway in pod.addresses:
+        messages.append(_address(address, index))
+        if gateway:
+            messages.append(_default_route(gateway, index))
     kind, flags = struct.unpack_from("=HH", messages[-1], 4)
     messages[-1] = _message(kind, flags | NLM_F_ACK, messages[-1][_HEADER.size :])
     return b"".join(messages)
@@ -168,8 +195,8 @@ def _up(index: int) -> bytes:
     return _message(RTM_NEWLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, index, IFF_UP, IFF_UP))
 
 
-def _address(pod: Attachment, index: int) -> bytes:
-    parsed = check.interface_address(pod.address)
+def _address(address: str, index: int) -> bytes:
+    parsed = check.interface_address(address)
     packed, length = parsed.ip.packed, parsed.network.prefixlen
     attributes = _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
     family, flags = (socket.AF_INET, 0) if parsed.version == 4 else (socket.AF_INET6, IFA_F_NODAD)
@@ -214,24 +241,25 @@ def _check_all(attachments: Sequence[Attachment], *, ipv6: bool) -> None:
         twice = _repeated([getattr(pod, what) for pod in attachments])
         if twice:
             raise NameTaken(f"{what} {twice!r} is in the batch twice")
-    twice = _repeated([str(check.interface_address(pod.address).ip) for pod in attachments])
+    twice = _repeated([str(check.interface_address(one).ip) for pod in attachments for one, _ in pod.addresses])
     if twice:
         raise InvalidAddress(f"address {twice} is in the batch twice")
 
 
 def _check_addresses(pod: Attachment, *, ipv6: bool) -> None:
-    own, where = check.interface_address(pod.address), f"of netns {pod.netns}"
-    if own.version == 6 and not ipv6:
-        raise InvalidAddress(f"{pod.address} {where}: IPv6 is off; ask for it with ipv6=True")
-    if pod.gateway is None:
-        return
-    gateway = check.host_address(pod.gateway)
-    if gateway == own.ip:
-        raise InvalidAddress(f"{pod.gateway} is the gateway {where}, and its own address")
-    link_local = own.version == gateway.version == 6 and gateway.is_link_local
-    if gateway in own.network or link_local:
-        return
-    raise InvalidAddress(f"gateway {pod.gateway} {where} is not in its network {own.network}")
+    where = f"of netns {pod.netns}"
+    for address, via in pod.addresses:
+        own = check.interface_address(address)
+        if own.version == 6 and not ipv6:
+            raise InvalidAddress(f"{address} {where}: IPv6 is off; ask for it with ipv6=True")
+        if via is None:
+            continue
+        gateway = check.host_address(via)
+        if gateway == own.ip:
+            raise InvalidAddress(f"{via} is the gateway {where}, and its own address")
+        link_local = own.version == gateway.version == 6 and gateway.is_link_local
+        if gateway not in own.network and not link_local:
+            raise InvalidAddress(f"gateway {via} {where} is not in its network {own.network}")
 
 
 def _repeated(values: Sequence[str]) -> str | None:
@@ -390,6 +418,8 @@ class _Builder:
                 pod, node=self.node, bridge_index=self.bridge_index, netns_fd=here
             )
             _ask(node, pair, f"make {pod.port} in netns {self.node} for netns {pod.netns}")
+            if pod.hairpin:
+                _ask(node, hairpin_message(pod), f"set {pod.port} in netns {self.node} hairpin")
         finally:
             os.close(here)
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as inside:

@@ -23,6 +23,7 @@ __all__ = [
     "delete_pairs",
     "enslave",
     "index_of",
+    "mac_of",
     "move",
     "rename",
     "set_hairpin",
@@ -63,6 +64,16 @@ def index_of(netns: Netns, name: str) -> int:
         have = netns.netlink("list interfaces", lambda ipr: [link.get("ifname") for link in ipr.get_links()])
         raise NotFound(f"no interface {name!r} in netns {netns.name}; there are: {', '.join(have)}")
     return found
+
+
+def mac_of(netns: Netns, name: str) -> str:
+    """Return the MAC of an interface.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    index = index_of(netns, name)
+    return netns.netlink(f"look at {name}", lambda ipr: str(ipr.get_links(index)[0].get_attr("IFLA_ADDRESS")))
 
 
 def find(netns: Netns, name: str) -> int | None:
@@ -275,10 +286,10 @@ def add_vxlan(
     """
     check_free(netns, name)
     check.check_range("VXLAN network identifier", vni, 0, 2**24 - 1)
-    check.host_address(local)
+    key = "vxlan_local" if check.host_address(local).version == 4 else "vxlan_local6"
     check.check_port(port)
     request: dict[str, Any] = {
-        "vxlan_id": vni, "vxlan_local": local, "vxlan_port": port, "vxlan_learning": int(learning),
+        "vxlan_id": vni, key: local, "vxlan_port": port, "vxlan_learning": int(learning),
     }  # fmt: skip
     words = ["vxlan", "id", str(vni), "local", local, "dstport", str(port), "learning" if learning else "nolearning"]
     if device is not None:
@@ -378,11 +389,14 @@ def delete(netns: Netns, name: str) -> None:
     netns.record("ip", "link", "delete", "dev", name)
 
 
-def delete_pairs(netns: Netns) -> None:
-    """Remove every veth of a netns, and so the other ends at once, wherever they are."""
+def delete_pairs(netns: Netns) -> list[str]:
+    """Remove every veth of a netns, and so the other ends at once, wherever they are; return their names."""
 
-    def body(ipr: Any) -> None:
-        while pairs := [message["index"] for message in ipr.get_links() if kind_of(message) == "veth"]:
-            ipr.link("del", index=pairs[0])  # which may take another one of the list with it
+    def body(ipr: Any) -> list[str]:
+        names = []
+        while pairs := [message for message in ipr.get_links() if kind_of(message) == "veth"]:
+            ipr.link("del", index=pairs[0]["index"])  # which may take another one of the list with it
+            names.append(pairs[0].get_attr("IFLA_IFNAME"))
+        return names
 
-    netns.netlink("remove all veth pairs", body)
+    return netns.netlink("remove all veth pairs", body)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "listen"]
 
+BACKLOG = 1024  # clients that wait for an answer at the same time
 PATIENCE_S = 10.0  # seconds that a client may keep silent
 
 
@@ -37,13 +38,17 @@ class Listener:
     served: list[tuple[str, str]] = field(default_factory=list)  # (client, server) of each request, as seen here
     _sock: socket.socket = field()
     _transport: Any = field(default=None)
+    stopped: bool = False
 
     def __repr__(self) -> str:
         """Return what listens where."""
         return f"<{self.name} on {self.protocol} port {self.port} in netns {self.netns}>"
 
     def stop(self) -> None:
-        """Close the port."""
+        """Close the port; a second call does nothing."""
+        if self.stopped:
+            return
+        self.stopped = True
         loop = _loop()
         asyncio.run_coroutine_threadsafe(self._close(), loop).result(5)
         self._sock.close()
@@ -74,9 +79,11 @@ def listen(netns: Netns, port: int, *, protocol: str, address: str, name: str) -
         try:
             if protocol == "tcp":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # so that 0.0.0.0 can be taken beside it
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((str(parsed), port))
             if protocol == "tcp":
-                sock.listen(128)
+                sock.listen(BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from k8snet.errors import KernelRefused, NotFound
@@ -12,7 +14,18 @@ from k8snet.linux import link
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
 
-__all__ = ["FdbEntry", "Neighbour", "add_fdb", "add_neighbour", "delete_fdb", "delete_neighbour", "fdb", "neighbours"]
+__all__ = [
+    "FdbEntry",
+    "Neighbour",
+    "add_fdb",
+    "add_neighbour",
+    "delete_fdb",
+    "delete_neighbour",
+    "fdb",
+    "forget_learnt",
+    "neighbours",
+    "room",
+]
 
 STATES = {
     0x01: "INCOMPLETE",
@@ -28,6 +41,7 @@ PERMANENT, NOARP = 0x80, 0x40
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 AF_BRIDGE = 7
 ENOENT = 2
+TABLE_LIMIT, TABLE_USED = 1024, 128  # neighbours; Linux's default, and a guess, where they cannot be read
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -101,6 +115,34 @@ def delete_neighbour(netns: Netns, address: str, *, interface: str) -> None:
             raise NotFound(f"{interface} in netns {netns.name} knows no neighbour {address}") from None
         raise
     netns.record("ip", "neighbour", "delete", address, "dev", interface)
+
+
+def forget_learnt(netns: Netns) -> None:
+    """Forget every neighbour that was learnt. Like: ip neighbour flush all."""
+
+    def body(ipr: Any) -> None:
+        for message in ipr.get_neighbours():
+            if message["family"] in {2, 10} and not message["state"] & (PERMANENT | NOARP):
+                with contextlib.suppress(NetlinkError):  # gone meanwhile
+                    ipr.neigh(
+                        "del", dst=message.get_attr("NDA_DST"), ifindex=message["ifindex"], family=message["family"]
+                    )
+
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    netns.netlink("forget neighbours", body)
+
+
+def room() -> int:
+    """Return how many more neighbours the kernel can learn: all netns of a machine, its own too, share one limit.
+
+    arp(7), gc_thresh3. Past it, packets to new neighbours are dropped, everywhere.
+    """
+    used, limit = TABLE_USED, TABLE_LIMIT
+    with contextlib.suppress(OSError, ValueError, IndexError):  # in some containers neither can be seen
+        used = int(Path("/proc/net/stat/arp_cache").read_text().splitlines()[1].split()[0], 16)
+        limit = int(Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3").read_text())
+    return limit - used
 
 
 def fdb(netns: Netns) -> list[FdbEntry]:

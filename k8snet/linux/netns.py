@@ -55,6 +55,11 @@ class Netns:
         return self._fd
 
     @property
+    def exists(self) -> bool:
+        """Whether its name is still there; `ip netns delete` takes it away."""
+        return (nsfs.FOLDER / self.name).exists()
+
+    @property
     def inode(self) -> int:
         """The number by which Linux knows it, as in `net:[4026532281]`."""
         return os.fstat(self.fd).st_ino
@@ -162,6 +167,12 @@ class Netns:
             yield
         finally:
             self._owner = owner
+
+    def start_nginx(self, *, port: int, body: str | None = None, ipv6: bool = False) -> _run.Process:
+        """Start a real nginx of one process here, and do not wait. See k8snet.linux.web.start_nginx()."""
+        process = web.start_nginx(self, port=port, body=body, ipv6=ipv6, alone=True)
+        self._owner.keep(process)
+        return process
 
     def set_sysctl(self, key: str, value: int | str) -> None:
         """Change one setting. Like: sysctl -w KEY=VALUE. See k8snet.linux.sysctl.set_all()."""

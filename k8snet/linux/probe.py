@@ -152,7 +152,8 @@ def _because(outcome: str, reporter: str | None, reason: str) -> str:
     return f"{outcome}{f' ({reason}{who})' if reason else ''}"
 
 
-def _verdict(error: OSError) -> tuple[str, str]:
+def verdict(error: OSError) -> tuple[str, str]:
+    """Return the outcome that an error of a socket stands for, and the reason in the kernel's words."""
     number = error.errno or 0
     if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
         return "timeout", "silence"
@@ -226,11 +227,11 @@ def _ping(
     for number in range(1, count + 1):
         begun = time.monotonic()
         try:
-            icmp.sendto(_echo_request(version, identity, number, size), (target, 0))
+            icmp.sendto(echo_request(version, identity, number, size), (target, 0))
             _await_reply(icmp, version, identity, number, begun + timeout_s)
             rtts.append((time.monotonic() - begun) * 1000)
         except OSError as error:
-            outcome, reason = _verdict(error)
+            outcome, reason = verdict(error)
             reporter = error_reporter(icmp) or reporter
             if outcome == "refused":  # ICMP "port unreachable": a REJECT rule, most likely
                 outcome = "unreachable"
@@ -241,7 +242,8 @@ def _ping(
     return Ping(destination=target, outcome=outcome, sent=count, reporter=reporter, reason=reason)
 
 
-def _echo_request(version: int, identity: int, number: int, size: int) -> bytes:
+def echo_request(version: int, identity: int, number: int, size: int) -> bytes:
+    """Return an ICMP echo request, of IPv4 or IPv6 by *version*."""
     kind = ICMP_ECHO_REQUEST if version == 4 else ICMP6_ECHO_REQUEST
     payload = bytes(octet & 0xFF for octet in range(size))
     empty = struct.pack("!BBHHH", kind, 0, 0, identity, number) + payload
@@ -344,7 +346,7 @@ def _connect(sock: socket.socket, protocol: str, target: str, port: int) -> Conn
             sock.send(b"?\n")
             answer = sock.recv(65536).decode(errors="replace").strip()
     except OSError as error:
-        outcome, reason = _verdict(error)
+        outcome, reason = verdict(error)
         return Connect(
             protocol=protocol, destination=target, port=port, outcome=outcome, reason=reason,
             reporter=error_reporter(sock),
@@ -390,7 +392,7 @@ def fetch(
             except HTTPException as error:
                 return Fetch(url=url, outcome="refused", reason=f"not HTTP: {error or type(error).__name__}")
             except OSError as error:
-                outcome, reason = _verdict(error)
+                outcome, reason = verdict(error)
                 return Fetch(url=url, outcome=outcome, reason=reason, reporter=error_reporter(sock))
 
     return netns.inside(body)

@@ -59,6 +59,7 @@ class Process:
     popen: subprocess.Popen[bytes]
     log: Path | None = None  # where its output goes; None throws it away
     on_stop: list[Callable[[], None]] = field(default_factory=list)
+    stopped: bool = False  # by stop(); its number may be another process's by now
 
     def __repr__(self) -> str:
         """Return what runs where."""
@@ -81,6 +82,9 @@ class Process:
 
     def stop(self, *, grace_s: float = 1.0) -> None:
         """End it and all that it started: SIGTERM first, SIGKILL after *grace_s* seconds."""
+        if self.stopped:
+            return
+        self.stopped = True
         for number, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, number)
