@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOME = {  # what readers use, and the module that it lives in
     "Attachment": "k8snet.lab",
+    "Cluster": "k8snet.cluster.cluster",
     "End": "k8snet.lab",
     "Lab": "k8snet.lab",
     "Snapshot": "k8snet.observe.snapshot",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from k8snet.errors import CapabilityMissing, InvalidInput, KernelRefused, NameTaken, NotFound
+from k8snet.errors import CapabilityMissing, InvalidInput, KernelRefused, NameTaken, NotFound, Timeout
 from k8snet.linux import address as check
+from k8snet.linux.run import wait_until
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
@@ -18,6 +21,7 @@ __all__ = [
     "add_macvlan",
     "add_veth",
     "add_vxlan",
+    "await_carrier",
     "check_kind",
     "delete",
     "delete_pairs",
@@ -25,6 +29,7 @@ __all__ = [
     "index_of",
     "mac_of",
     "move",
+    "ports_of",
     "rename",
     "set_hairpin",
     "set_mac",
@@ -34,6 +39,7 @@ __all__ = [
 
 MTU_RANGE = (68, 65535)  # bytes; RFC 791's smallest, and what veth takes at most
 ENOTSUP = 95
+CARRIER_S = 2.0  # seconds; on an idle machine it takes less than one millisecond
 VXLAN_PORT = 8472  # Linux's default, and flannel's; the registered one is 4789
 VXLAN_OVERHEAD = 50  # bytes of Ethernet, IPv4, UDP and VXLAN headers
 MACVLAN_MODES = ("bridge", "private", "vepa", "passthru")
@@ -74,6 +80,17 @@ def mac_of(netns: Netns, name: str) -> str:
     """
     index = index_of(netns, name)
     return netns.netlink(f"look at {name}", lambda ipr: str(ipr.get_links(index)[0].get_attr("IFLA_ADDRESS")))
+
+
+def ports_of(netns: Netns, bridge: str) -> list[str]:
+    """Return the names of the ports of a bridge. Like: ip link show master BRIDGE.
+
+    Raises:
+        NotFound: there is no such bridge.
+    """
+    index = index_of(netns, bridge)
+    links = netns.netlink(f"list the ports of {bridge}", lambda ipr: list(ipr.get_links()))
+    return [one.get_attr("IFLA_IFNAME") for one in links if one.get_attr("IFLA_MASTER") == index]
 
 
 def find(netns: Netns, name: str) -> int | None:
@@ -156,6 +173,9 @@ def add_veth(end: End, peer: End) -> None:
     except BaseException:
         end.netns.netlink(f"remove {end.name}", lambda ipr: ipr.link("del", ifname=end.name))
         raise
+    if end.up and peer.up:
+        for side in (end, peer):
+            await_carrier(side.netns, [side.name])
 
 
 def _check_end(end: End) -> None:
@@ -177,6 +197,19 @@ def _finish_end(end: End) -> None:
         end.netns.add_address(end.name, end.address)
     if end.up:
         set_state(end.netns, end.name, up=True)
+
+
+def await_carrier(netns: Netns, names: Iterable[str]) -> None:
+    """Wait until interfaces can send: for a moment after a link comes up, the kernel drops what they are given."""
+    wanted = set(names)
+
+    def sends() -> bool:
+        links = netns.netlink("look at interfaces", lambda ipr: list(ipr.get_links()))
+        ready = {one.get_attr("IFLA_IFNAME") for one in links if one.get_attr("IFLA_OPERSTATE") == "UP"}
+        return wanted <= ready
+
+    with contextlib.suppress(Timeout):  # somebody has taken the other end down: then that is so
+        wait_until(sends, what="carrier", timeout_s=CARRIER_S, every_s=0.001)
 
 
 def _mtu(end: End) -> dict[str, int]:

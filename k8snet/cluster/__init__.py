@@ -1,0 +1,1 @@
+"""Kubernetes objects, manifests and the cluster that they describe."""

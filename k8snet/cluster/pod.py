@@ -1,0 +1,360 @@
+"""Pod: containers that share one netns, which a pause process holds.
+
+A container's servers are real: nginx for images called so, else sockets of our own that
+answer with who was asked, and by whom (k8snet/linux/listener.py). A pod without declared
+ports has no server; the command of a manifest is not run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from k8snet.cluster.layout import container_id, family_of
+from k8snet.errors import K8snetError, NotFound
+from k8snet.linux import link, web
+from k8snet.linux.run import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from k8snet.cluster.node import Node
+    from k8snet.cluster.workloads import PodPlan
+    from k8snet.linux.netns import Netns
+    from k8snet.linux.probe import Connect, Fetch, Listener, Ping
+    from k8snet.linux.run import Completed
+
+__all__ = ["Container", "Pod", "Port"]
+
+ECHO_PORTS = (("TCP", 8080), ("UDP", 8080))  # of agnhost and its like, where a manifest names none
+ECHO_IMAGES = {"agnhost", "echo-server", "echoserver", "http-echo", "whoami", "hello-app"}
+READY_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """A port that a container serves."""
+
+    number: int
+    protocol: str  # "TCP", "UDP" or "SCTP"
+    name: str | None = None
+    host_port: int | None = None
+    declared: bool = True  # by the manifest; False for what the image serves anyhow
+
+    def __str__(self) -> str:
+        """Return it as "80/TCP"."""
+        return f"{self.number}/{self.protocol}"
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Container:
+    """A container of a pod."""
+
+    pod: Pod
+    name: str
+    image: str
+    ports: tuple[Port, ...]
+    state: str = "Waiting"  # "Running", "Waiting" or "Error"
+    reason: str = ""
+    restarts: int = 0
+    started_at: float | None = None  # seconds since 1970
+    servers: list[Process | Listener] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Return its name, image and state."""
+        return f"<container {self.name} ({self.image}): {self.state}{f', {self.reason}' if self.reason else ''}>"
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of its own; empty where its ports are served from the notebook's process."""
+        return [one.pid for one in self.servers if isinstance(one, Process)]
+
+    @property
+    def kind(self) -> str:
+        """What its image is taken for: "nginx", "pause" or "echo"."""
+        base = self.image.rpartition("/")[2].split("@")[0].split(":")[0]
+        return "pause" if base == "pause" else "nginx" if base.startswith("nginx") else "echo"
+
+    def start(self) -> None:
+        """Start its servers; await_ready() tells when they answer. An error becomes the container's state."""
+        self.state, self.reason, self.started_at = "Running", "", time.time()
+        try:
+            for port in self.ports:
+                self._serve(port)
+        except (K8snetError, OSError) as error:
+            self._fail(str(error))
+
+    def _fail(self, reason: str) -> None:
+        self.stop()
+        self.state, self.reason = "Error", reason
+
+    def _serve(self, port: Port) -> None:
+        netns, ipv6 = self.pod.netns, any(family_of(one) == "v6" for one in self.pod.addresses)
+        if port.protocol == "SCTP":
+            self.reason = f"port {port} is not served: this kernel has no SCTP"
+        elif self.kind == "nginx" and port.protocol == "TCP":
+            self.servers.append(netns.start_nginx(port=port.number, body=f"{self.pod.name} says hello", ipv6=ipv6))
+        else:
+            name = self.pod.name if len(self.pod.containers) == 1 else f"{self.pod.name}/{self.name}"
+            for address in ("0.0.0.0", *(["::"] if ipv6 else [])):  # noqa: S104  # as a server in a pod does
+                protocol = port.protocol.lower()
+                self.servers.append(netns.listen(port.number, protocol=protocol, address=address, name=name))
+
+    def await_ready(self) -> None:
+        """Wait until what start() started listens; an error becomes the container's state."""
+        try:
+            for process in self.servers:
+                if isinstance(process, Process):  # of a listener the socket is there at once
+                    web.await_nginx(self.pod.netns, process, timeout_s=20)  # many start at once
+        except K8snetError as error:
+            self._fail(str(error))
+
+    def stop(self) -> None:
+        """End its servers; the pod's netns stays."""
+        for one in self.servers:
+            one.stop()
+        self.servers.clear()
+        self.state, self.reason = "Waiting", "stopped"
+
+    def restart(self) -> None:
+        """Stop it and start it again, in the same netns: address, routes and the other containers stay."""
+        self.stop()
+        self.restarts += 1
+        self.start()
+        self.await_ready()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every process of it still runs."""
+        return all(one.running for one in self.servers if isinstance(one, Process))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Pod:
+    """A pod of the cluster."""
+
+    plan: PodPlan  # what was asked for
+    node: Node | None  # None: it waits for one
+    own_netns: Netns | None = None  # the node's with hostNetwork; None where there is none yet
+    addresses: tuple[str, ...] = ()
+    reason: str = ""  # why it is not what it should be
+    pause: Process | None = None
+    containers: list[Container] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Take the containers from the model."""
+        for one in self.model.spec.containers:
+            container = Container(pod=self, name=one.name, image=one.image or "", ports=())
+            container.ports = _ports(one, container.kind, container.image)
+            self.containers.append(container)
+
+    def __repr__(self) -> str:
+        """Return its name, node, address and phase."""
+        return f"<pod {self.key} on {self.node.name if self.node else 'no node'} {self.address or '-'}: {self.phase}>"
+
+    # -- what it is ----------------------------------------------------------------------
+
+    @property
+    def namespace(self) -> str:
+        """Its namespace."""
+        return self.plan.namespace
+
+    @property
+    def name(self) -> str:
+        """Its name in the namespace."""
+        return self.plan.name
+
+    @property
+    def model(self) -> Any:
+        """The lightkube Pod that was asked for."""
+        return self.plan.pod
+
+    @property
+    def key(self) -> str:
+        """Its namespace and name, as "shop/web-1"."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def id(self) -> str:
+        """The id under which CNI plugins know it."""
+        return container_id(self.namespace, self.name)
+
+    @property
+    def host_network(self) -> bool:
+        """Whether it has no netns of its own, but its node's."""
+        return bool(self.model.spec.hostNetwork)
+
+    @property
+    def netns(self) -> Netns:
+        """Its netns.
+
+        Raises:
+            NotFound: it has none: it waits for a node, or was deleted.
+        """
+        if self.own_netns is None:
+            raise NotFound(f"pod {self.key} has no netns: {self.reason or 'it was deleted'}")
+        return self.own_netns
+
+    @property
+    def home(self) -> Node:
+        """Its node.
+
+        Raises:
+            NotFound: it waits for one.
+        """
+        if self.node is None:
+            raise NotFound(f"pod {self.key} is on no node: {self.reason}")
+        return self.node
+
+    @property
+    def address(self) -> str | None:
+        """Its first address."""
+        return self.addresses[0] if self.addresses else None
+
+    @property
+    def mac(self) -> str:
+        """The MAC of its eth0, read from the kernel."""
+        return link.mac_of(self.netns, "eth0")
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels."""
+        return self.model.metadata.labels or {}
+
+    @property
+    def ports(self) -> list[Port]:
+        """The ports of all its containers."""
+        return [port for container in self.containers for port in container.ports]
+
+    @property
+    def phase(self) -> str:
+        """What `kubectl get pods` shows as its status."""
+        if self.node is None or not self.addresses:
+            return "Pending"
+        broken = next((one for one in self.containers if one.state == "Error"), None)
+        return "Error" if broken else "Running"
+
+    @property
+    def ready(self) -> bool:
+        """Whether every container runs, and its readiness probe, if it has one, succeeds now."""
+        return self.phase == "Running" and all(map(self.is_ready, self.containers))
+
+    def is_ready(self, container: Container) -> bool:
+        """Return whether a container runs and answers its readiness probe (httpGet or tcpSocket)."""
+        if container.state != "Running" or not container.alive:
+            return False
+        model = next(one for one in self.model.spec.containers if one.name == container.name)
+        probe = model.readinessProbe
+        asked = (probe.httpGet or probe.tcpSocket) if probe else None
+        if asked is None or self.node is None or not self.addresses:
+            return True
+        port = _number(asked.port, container.ports)
+        if port is None:
+            return False
+        netns, address = self.node.netns, self.addresses[0]
+        if not probe.httpGet:
+            return netns.connect(address, port, timeout_s=READY_TIMEOUT_S).ok
+        host = f"[{address}]" if ":" in address else address
+        return netns.fetch(f"http://{host}:{port}{asked.path or '/'}", timeout_s=READY_TIMEOUT_S).ok
+
+    def container(self, name: str) -> Container:
+        """Return a container by its name.
+
+        Raises:
+            NotFound: it has none of that name; the message lists those there are.
+        """
+        for one in self.containers:
+            if one.name == name:
+                return one
+        have = ", ".join(one.name for one in self.containers)
+        raise NotFound(f"pod {self.key} has no container {name!r}; it has: {have}")
+
+    # -- its life ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start its pause process, which holds the netns, and its containers."""
+        if not self.host_network:
+            self.pause = self.netns.popen("sleep", "infinity")
+        for container in self.containers:
+            container.start()
+            if len(self.containers) > 1:  # in their order: the first one gets a port that two want
+                container.await_ready()
+
+    def stop(self) -> None:
+        """End its containers and its pause process."""
+        for container in self.containers:
+            container.stop()
+        if self.pause:
+            self.pause.stop()
+
+    def repair(self) -> list[str]:
+        """Start again what has ended, as the kubelet does, and return what that was."""
+        if self.own_netns is None:
+            return []
+        if not self.own_netns.exists:
+            self.reason = "its netns is gone; delete the pod, and its workload makes it anew"
+            self.addresses = ()
+            return []
+        found = []
+        if self.pause and not self.pause.running:
+            self.pause = self.netns.popen("sleep", "infinity")
+            found.append(f"pause process of pod {self.key}")
+        for container in self.containers:
+            if container.state == "Running" and not container.alive:
+                container.restart()
+                found.append(f"container {container.name} of pod {self.key}")
+        return found
+
+    # -- what is done in it --------------------------------------------------------------
+
+    def ping(self, destination: str | Pod, **options: Any) -> Ping:
+        """Ping an address, or another pod, from here. See k8snet.linux.probe.ping()."""
+        return self.netns.ping(_address(destination), **options)
+
+    def connect(self, destination: str | Pod, port: int, **options: Any) -> Connect:
+        """Try a port of an address, or of another pod, from here. See k8snet.linux.probe.connect()."""
+        return self.netns.connect(_address(destination), port, **options)
+
+    def fetch(self, url: str | Pod, **options: Any) -> Fetch:
+        """Ask an HTTP server, or another pod's port 80, for a page. See k8snet.linux.probe.fetch()."""
+        return self.netns.fetch(f"http://{_address(url)}" if isinstance(url, Pod) else url, **options)
+
+    def run(self, *argv: str, **options: Any) -> Completed:
+        """Run a program in its netns. Like: kubectl exec POD -- ARGV. See Netns.run()."""
+        return self.netns.run(*argv, **options)
+
+    def sh(self, script: str, **options: Any) -> Completed:
+        """Run a bash script in its netns. See Netns.sh()."""
+        return self.netns.sh(script, **options)
+
+
+def _address(destination: str | Pod) -> str:
+    if not isinstance(destination, Pod):
+        return destination
+    if destination.address is None:
+        raise NotFound(f"pod {destination.key} has no address: {destination.reason or destination.phase}")
+    return destination.address
+
+
+def _ports(model: Any, kind: str, image: str) -> tuple[Port, ...]:
+    declared = tuple(
+        Port(number=one.containerPort, protocol=one.protocol or "TCP", name=one.name, host_port=one.hostPort)
+        for one in model.ports or ()
+    )
+    if declared or kind == "pause":
+        return declared
+    if kind == "nginx":
+        return (Port(number=80, protocol="TCP", declared=False),)
+    base = image.rpartition("/")[2].split("@")[0].split(":")[0]
+    return tuple(
+        Port(number=number, protocol=protocol, declared=False)
+        for protocol, number in ECHO_PORTS if base in ECHO_IMAGES
+    )  # fmt: skip
+
+
+def _number(port: int | str, ports: tuple[Port, ...]) -> int | None:
+    """Return the number of a port that a probe gives by number or by name."""
+    if str(port).isdigit():
+        return int(port)
+    return next((one.number for one in ports if one.name == port), None)

@@ -1,0 +1,230 @@
+"""Reach: who reaches whom, probed for real from every pod to every pod, as a matrix."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from k8snet.cluster.layout import family_of
+from k8snet.errors import InvalidInput
+from k8snet.linux import neighbour
+from k8snet.linux.sweep import Answer, Target, sweep
+
+if TYPE_CHECKING:
+    from k8snet.cluster.cluster import Cluster
+    from k8snet.cluster.pod import Pod
+    from k8snet.linux.netns import Netns
+
+__all__ = ["Matrix", "Reach", "probe", "sweep_pods"]
+
+SPARE = 128  # neighbours that are left to the machine's own network
+MOST = 480  # that one part of a sweep makes, though there were room: others may sweep at the same time
+FEW = 32  # silent probes that get a second chance
+PORT = re.compile(r"(tcp|udp)/(\d+)|(icmp)", re.IGNORECASE)
+SIGNS = {"ok": "✔", "refused": "✘", "timeout": "…", "unreachable": "∅"}
+WORDS = {"ok": "ok", "refused": "refused", "timeout": "timeout (silence)", "unreachable": "unreachable"}
+COLOURS = {"ok": "rgba(21,128,61,.22)", "refused": "rgba(185,28,28,.22)",
+           "timeout": "rgba(180,83,9,.25)", "unreachable": "rgba(110,64,170,.25)"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """One protocol and port: what each pod got from each pod."""
+
+    protocol: str  # "TCP", "UDP" or "ICMP"
+    port: int  # 0 for ICMP
+    answers: Mapping[str, Mapping[str, Answer]]  # from -> to -> answer, by "namespace/name"
+
+    def __getitem__(self, pair: tuple[str, str]) -> Answer:
+        """Return what one pod got from another, by their keys."""
+        return self.answers[pair[0]][pair[1]]
+
+    @property
+    def title(self) -> str:
+        """Its protocol and port, as "TCP/80"."""
+        return f"{self.protocol}/{self.port}" if self.port else self.protocol
+
+    def count(self) -> Counter[str]:
+        """Return how many probes had each outcome."""
+        return Counter(answer.outcome for row in self.answers.values() for answer in row.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """The matrices of several ports."""
+
+    pods: tuple[str, ...]  # by "namespace/name"
+    matrices: tuple[Matrix, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON's types: pods, and for each port a matrix of outcomes."""
+        return {
+            "pods": list(self.pods),
+            "probes": [
+                {
+                    "protocol": one.protocol, "port": one.port,
+                    "matrix": {
+                        source: {target: answer.outcome for target, answer in row.items()}
+                        for source, row in one.answers.items()
+                    },
+                }
+                for one in self.matrices
+            ],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """Return one table a port, with numbers for the pods above the columns."""
+        width = max((len(name) for name in self.pods), default=0) + 4
+        lines: list[str] = []
+        for one in self.matrices:
+            counts = ", ".join(f"{number} {WORDS[outcome]}" for outcome, number in sorted(one.count().items()))
+            lines += [f"{one.title}: {counts}", " " * width + "".join(f"{n:>4}" for n in range(1, len(self.pods) + 1))]
+            for number, source in enumerate(self.pods, 1):
+                signs = "".join(f"{SIGNS[one[source, target].outcome]:>4}" for target in self.pods)
+                lines.append(f"{number:>3} {source:{width - 4}}{signs}")
+            lines.append("")
+        legend = "   ".join(f"{sign} {WORDS[outcome]}" for outcome, sign in SIGNS.items())
+        return "\n".join([*lines, legend]) if self.matrices else "No pod has a port to be probed."
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Return one table a port, as a notebook shows it."""
+        if not self.matrices:
+            return f"<p>{self}</p>"
+        return "<div style='overflow-x:auto'>" + "".join(map(self._table, self.matrices)) + "</div>"
+
+    def _table(self, one: Matrix) -> str:
+        numbers = range(1, len(self.pods) + 1)
+        head = "".join(f"<th title='{html.escape(name)}'>{n}</th>" for n, name in zip(numbers, self.pods, strict=True))
+        rows = "".join(
+            f"<tr><th style='text-align:left;font-weight:normal'>{number} {html.escape(source)}</th>"
+            + "".join(_cell(source, target, one[source, target]) for target in self.pods) + "</tr>"
+            for number, source in zip(numbers, self.pods, strict=True)
+        )  # fmt: skip
+        counts = ", ".join(f"{number} {WORDS[outcome]}" for outcome, number in sorted(one.count().items()))
+        return (
+            f"<table class='k8snet-reach'><caption>{one.title}: {counts}</caption>"
+            f"<thead><tr><th style='text-align:left'>from \\ to</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+def _cell(source: str, target: str, answer: Answer) -> str:
+    told = html.escape(f"{source} to {target}: {WORDS[answer.outcome]}")
+    return (
+        f"<td style='text-align:center;background:{COLOURS[answer.outcome]}' title='{told}'>"
+        f"<span aria-label='{told}'>{SIGNS[answer.outcome]}</span></td>"
+    )
+
+
+def probe(cluster: Cluster, *, ports: Sequence[str] = (), timeout_s: float = 1.0, family: str = "v4") -> Reach:
+    """Probe every pod from every pod that has an address, all in parallel.
+
+    Args:
+        ports: as in "tcp/80", "udp/53", "icmp"; none means every port that a container declares.
+        timeout_s: seconds without any answer after which what is open counts as lost.
+        family: "v4" or "v6".
+
+    Raises:
+        InvalidInput: no such port, or the cluster has no such family.
+    """
+    if family not in cluster.ip_families:
+        raise InvalidInput(f"family {family!r}: this cluster has {', '.join(cluster.ip_families)}")
+    pods = [pod for pod in cluster.pods.values() if pod.addresses]
+    declared = {
+        (port.protocol, port.number): None for pod in pods for port in pod.ports
+        if port.declared and port.protocol != "SCTP"
+    }  # fmt: skip
+    wanted = [parse_port(text) for text in ports] or list(declared)
+    answers = sweep_pods(pods, wanted, family=family, timeout_s=timeout_s)
+    return Reach(
+        pods=tuple(pod.key for pod in pods),
+        matrices=tuple(Matrix(protocol=protocol, port=port, answers=answers[protocol, port])
+                       for protocol, port in dict.fromkeys(wanted)),
+    )  # fmt: skip
+
+
+def parse_port(text: str) -> tuple[str, int]:
+    """Return protocol and port of "tcp/80" or "icmp".
+
+    Raises:
+        InvalidInput: not written so.
+    """
+    found = PORT.fullmatch(text.strip())
+    if found is None or (found[2] and not 1 <= int(found[2]) <= 65535):
+        raise InvalidInput(f"port {text!r}: write it as in tcp/80, udp/53 or icmp")
+    return ("ICMP", 0) if found[3] else (found[1].upper(), int(found[2]))
+
+
+def sweep_pods(
+    pods: Sequence[Pod], ports: Sequence[tuple[str, int]], *, family: str, timeout_s: float,
+    identity: int | None = None,
+) -> dict[tuple[str, int], dict[str, dict[str, Answer]]]:  # fmt: skip
+    """Probe every port of every pod from every pod: {(protocol, port): {from: {to: answer}}}."""
+    found: dict[tuple[tuple[str, int], Pod, Pod], Answer] = {}
+    jobs = _jobs(pods)
+    for sources, targets in jobs:
+        ways = {pod: [(port, target) for port in dict.fromkeys(ports) for target in targets] for pod in sources}
+        found |= _sweep(ways, family, timeout_s, identity)
+        if len(jobs) > 1:
+            _forget_neighbours(pods)
+    silent: dict[Pod, list[tuple[tuple[str, int], Pod]]] = {}
+    for (port, source, target), answer in found.items():
+        if answer.outcome == "timeout":
+            silent.setdefault(source, []).append((port, target))
+    if sum(map(len, silent.values())) <= FEW:  # one packet that was lost is not a verdict
+        found |= _sweep(silent, family, timeout_s, identity)
+    result: dict[tuple[str, int], dict[str, dict[str, Answer]]] = {port: {} for port in ports}
+    for port in result:
+        for source in pods:
+            result[port][source.key] = {target.key: found[port, source, target] for target in pods}
+    return result
+
+
+def _sweep(
+    ways: dict[Pod, list[tuple[tuple[str, int], Pod]]], family: str, timeout_s: float, identity: int | None
+) -> dict[tuple[tuple[str, int], Pod, Pod], Answer]:
+    plan: dict[Netns, list[Target]] = {}
+    order: list[tuple[Netns, int, tuple[tuple[str, int], Pod, Pod]]] = []
+    for source, wanted in ways.items():
+        targets = plan.setdefault(source.netns, [])  # pods with hostNetwork share one
+        for port, target in wanted:
+            order.append((source.netns, len(targets), (port, source, target)))
+            targets.append(Target(protocol=port[0].lower(), address=address_of(target, family), port=port[1]))
+    found = sweep(plan, timeout_s=timeout_s, identity=identity)
+    return {key: found[netns][place] for netns, place, key in order}
+
+
+def _jobs(pods: Sequence[Pod]) -> list[tuple[list[Pod], list[Pod]]]:
+    """Split "from all to all" so that no part makes more neighbours than the machine's kernel has room for.
+
+    A pod and its node learn each other, and so do two pods of one node that talk.
+    """
+    room = min(MOST, max(neighbour.room() - SPARE, SPARE))
+    jobs: list[tuple[list[Pod], list[Pod]]] = []
+    size = max(1, room // 3)
+    for start in range(0, len(pods), size):
+        targets = list(pods[start : start + size])
+        near = Counter(pod.node for pod in targets)
+        used = room + 1
+        for pod in pods:
+            if used + 2 * near[pod.node] > room:
+                jobs.append(([], targets))
+                used = 2 * len(targets)
+            jobs[-1][0].append(pod)
+            used += 2 * near[pod.node]
+    return jobs
+
+
+def _forget_neighbours(pods: Sequence[Pod]) -> None:
+    for netns in {netns for pod in pods if pod.node for netns in (pod.netns, pod.node.netns)}:
+        neighbour.forget_learnt(netns)
+
+
+def address_of(pod: Pod, family: str) -> str:
+    """Return a pod's address of a family."""
+    return next(one for one in pod.addresses if family_of(one) == family)
