@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Kubernetes networking, built live in your own kernel.",
 )  # fmt: skip
+cni = typer.Typer(no_args_is_help=True, help="CNI plugins.")
+app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
 app.add_typer(kernelspec, name="kernelspec")
 
@@ -34,6 +36,30 @@ Chapters = Annotated[
     list[str] | None,
     typer.Argument(help="Chapters by number, slug or name: 02, bridge, 03-bridge.", show_default="all"),
 ]
+
+
+Files = Annotated[
+    list[str],
+    typer.Option("-f", "--filename", help="A manifest: YAML or JSON, a folder of them, or - for standard input."),
+]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The Kubernetes namespace.")]
+Nodes = Annotated[
+    int | None,
+    typer.Option("--nodes", min=1, help="How many nodes.", show_default="the manifest's Node objects, or 2"),
+]
+PodNetwork = Annotated[
+    str, typer.Option("--pod-network", help="How pods of two nodes reach each other: routes, vxlan or bgp.")
+]
+Families = Annotated[str, typer.Option("--ip-families", help="v4, or v4,v6 for dual-stack.")]
+Wiring = Annotated[
+    str, typer.Option("--wiring", help="Who attaches the pods: cni (Debian's CNI plugins), or direct (faster).")
+]
+Lenient = Annotated[bool, typer.Option("--lenient", help="Warn of unknown fields instead of refusing them.")]
+Ports = Annotated[
+    str, typer.Option("--ports", help="As in tcp/80,udp/53,icmp.", show_default="every declared containerPort")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TimeoutS = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds of silence that count as lost.")]
 
 
 @app.command()
@@ -156,6 +182,195 @@ def sandbox(
     sys.exit(_sandbox.run(command, working_copy=writable))
 
 
+@app.command(context_settings=PASS_ON)
+def up(
+    files: Files,
+    command: Annotated[list[str] | None, typer.Argument(help="What to run; without it, a shell.")] = None,
+    *,
+    nodes: Nodes = None,
+    pod_network: PodNetwork = "routes",
+    ip_families: Families = "v4",
+    wiring: Wiring = "cni",
+    lenient: Lenient = False,
+) -> None:
+    """Build the cluster that manifests describe, and open a shell, or run COMMAND, with it.
+
+    In that shell, `k8snet get`, `exec`, `apply`, `delete`, `reach`, `check` and `diagram` work on the cluster.
+    It is gone when the shell ends. Exits with COMMAND's exit code, and with 2 if a manifest cannot be used.
+    """
+    _in_sandbox()
+    from k8snet import session
+
+    options = _cluster_options(nodes, pod_network, ip_families, wiring)
+    sys.exit(session.up(files, command or [], lenient=lenient, **options))
+
+
+@app.command()
+def get(
+    kind: Annotated[str, typer.Argument(help="pods, nodes, deployments, services, ...")] = "pods",
+    name: Annotated[str | None, typer.Argument(help="One of them.")] = None,
+    *,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="The Kubernetes namespace.", show_default="all")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="wide, name, json or yaml.")] = "wide",
+) -> None:
+    """List objects of the cluster of this shell, with their live state."""
+    if output not in {"wide", "name", "json", "yaml"}:
+        raise typer.BadParameter("wide, name, json or yaml", param_hint="--output")
+    _tell("get", kind=kind, name=name, namespace=namespace, output=output)
+
+
+@app.command()
+def apply(files: Files, *, lenient: Lenient = False) -> None:
+    """Bring the cluster of this shell to what manifests say."""
+    for file in files:
+        for name, text in _texts(file):
+            _tell("apply", text=text, name=name, lenient=lenient)
+
+
+@app.command()
+def delete(kind: str, name: str, *, namespace: Namespace = "default") -> None:
+    """Delete an object of the cluster of this shell."""
+    _tell("delete", kind=kind, name=name, namespace=namespace)
+
+
+@app.command("exec", context_settings=PASS_ON)
+def exec_(
+    pod: Annotated[str, typer.Argument(help="A pod (NAME or NAMESPACE/NAME), or a node.")],
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
+    *,
+    namespace: Namespace = "default",
+    container: Annotated[
+        str | None, typer.Option("--container", "-c", help="Ignored: containers of a pod share its network.")
+    ] = None,
+) -> None:
+    """Run COMMAND in the network of a pod of this shell's cluster."""
+    del container
+    from k8snet import session
+
+    answer = session.ask("where", name=pod, namespace=namespace)
+    _stop_on_error(answer)
+    session.enter(answer["out"], command)
+
+
+@app.command()
+def reach(
+    files: Annotated[
+        list[str] | None,
+        typer.Option("-f", "--filename", help="Manifests to build a cluster of.", show_default="this shell's cluster"),
+    ] = None,
+    *,
+    ports: Ports = "",
+    as_json: AsJson = False,
+    timeout: TimeoutS = 1.0,
+    family: Annotated[str, typer.Option("--family", help="v4 or v6.")] = "v4",
+    nodes: Nodes = None,
+    pod_network: PodNetwork = "routes",
+    ip_families: Families = "v4",
+    wiring: Wiring = "cni",
+    lenient: Lenient = False,
+) -> None:
+    """Probe every pod from every pod, and print who reaches whom."""
+    wanted = [word for word in ports.split(",") if word]
+    asked: dict[str, Any] = {"ports": wanted, "timeout_s": timeout, "family": family}
+    if not files:
+        _tell("reach", **asked, as_json=as_json)
+        return
+    _in_sandbox()
+    from k8snet import session
+    from k8snet.cluster.manifests import load
+
+    options = _cluster_options(nodes, pod_network, ip_families, wiring)
+    with session.built(load(*files, lenient=lenient), **options) as cluster:
+        typer.echo(session.Session(cluster).do_reach(**asked, as_json=as_json)["out"])
+
+
+@app.command()
+def check(*, timeout: TimeoutS = 1.0) -> None:
+    """Probe the rules of the Kubernetes network model in this shell's cluster; exit with 1 if one does not hold."""
+    _tell("check", timeout_s=timeout)
+
+
+@app.command()
+def diagram(
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="An .svg file.", show_default="words")] = None,
+    routes: Annotated[bool, typer.Option("--routes", help="With each node's routing table.")] = False,
+) -> None:
+    """Draw the cluster of this shell, or describe it in words."""
+    from k8snet import session
+
+    if output is not None and output.suffix != ".svg":
+        raise typer.BadParameter("the name of an .svg file", param_hint="--output")
+    answer = session.ask("diagram", routes=routes)
+    _stop_on_error(answer)
+    if output is None:
+        typer.echo(answer["alt"])
+        return
+    try:
+        output.write_text(answer["out"])
+    except OSError as error:
+        typer.echo(f"k8snet: cannot write {output}: {error.strerror}", err=True)
+        sys.exit(1)
+
+
+@cni.command("check")
+def cni_check(
+    plugin: Annotated[Path, typer.Argument(help="The plugin's file.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Try a CNI plugin against the specification; exit with 1 if it fails."""
+    _in_sandbox()
+    import json
+
+    from k8snet.cni.conformance import check_plugin
+    from k8snet.lab import Lab
+
+    with Lab("cni-check") as lab:
+        report = check_plugin(plugin, lab)
+        typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
+    sys.exit(0 if report.ok else 1)
+
+
+def _in_sandbox() -> None:
+    """Go on in a sandbox: the same command is run in a new one, unless this is one already."""
+    from k8snet import sandbox as _sandbox
+
+    if _sandbox.INSIDE not in os.environ:
+        sys.exit(_sandbox.run([sys.executable, "-m", "k8snet.cli", *sys.argv[1:]]))
+
+
+def _cluster_options(nodes: int | None, pod_network: str, ip_families: str, wiring: str) -> dict[str, Any]:
+    families = tuple(ip_families.split(","))
+    return {"nodes": nodes, "pod_network": pod_network, "ip_families": families, "wiring": wiring}
+
+
+def _texts(file: str) -> list[tuple[str, str]]:
+    """Return name and text of a manifest, or of each in a folder."""
+    from k8snet.cluster.manifests import texts
+
+    return list(texts(file))
+
+
+def _tell(verb: str, **arguments: object) -> None:
+    """Ask the cluster of this shell, and print what it answers."""
+    from k8snet import session
+
+    answer = session.ask(verb, **arguments)
+    _stop_on_error(answer)
+    typer.echo(answer["out"])
+    if answer.get("code"):
+        sys.exit(answer["code"])
+
+
+def _stop_on_error(answer: dict[str, object]) -> None:
+    if "error" in answer:
+        typer.echo(f"k8snet: {answer['error']}", err=True)
+        sys.exit(int(str(answer["code"])))
+
+
 @app.command()
 def version() -> None:
     """Print the version of k8snet."""
@@ -169,8 +384,10 @@ def main() -> None:
     try:
         app()
     except K8snetError as error:
+        from k8snet.session import exit_code
+
         typer.echo(f"k8snet: {error}", err=True)
-        sys.exit(1)
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

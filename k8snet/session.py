@@ -1,0 +1,309 @@
+"""A cluster that a terminal works on: `k8snet up` builds it, and serves the commands typed in its shell.
+
+k8snet up       the cluster lives in this process, inside a sandbox
+├── a shell, or the command after `--`, with K8SNET_LAB in its environment
+└── a thread that answers at the socket K8SNET_LAB: one JSON line asks, one answers
+        k8snet get | apply | delete | exec | reach | check | diagram
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from k8snet.errors import InvalidInput, K8snetError, NotFound
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from k8snet.cluster.cluster import Cluster
+    from k8snet.cluster.manifests import Manifest
+
+__all__ = ["LAB", "Session", "ask", "built", "enter", "serve", "up"]
+
+LAB = "K8SNET_LAB"  # names the socket, in the environment of the shell
+LONGEST = 64 << 20  # bytes of a request or an answer
+UNPROGRAMMED = ("Service", "EndpointSlice", "Ingress", "IngressClass", "NetworkPolicy", "GatewayClass", "Gateway",
+                "HTTPRoute")  # fmt: skip
+SHELL_RC = """\
+[ -f ~/.bashrc ] && . ~/.bashrc
+PS1='\\[\\e[1;36m\\][k8snet]\\[\\e[0m\\] \\w\\$ '
+"""
+
+
+# -- the process that holds the cluster ------------------------------------------------
+
+
+def up(sources: Sequence[str], command: Sequence[str], *, lenient: bool = False, **options: Any) -> int:
+    """Build the cluster that manifests describe, run a shell or *command* with it, and return its exit code.
+
+    Args:
+        options: of Cluster.
+
+    Raises:
+        InvalidManifest: one cannot be used; nothing was built.
+    """
+    from k8snet.cluster.manifests import load
+
+    manifest = load(*sources, lenient=lenient)
+    with built(manifest, **options) as cluster, serve(cluster) as path:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+        console.print(str(cluster.get("nodes")), markup=False, soft_wrap=True)
+        console.print()
+        console.print(str(cluster.get("pods")), markup=False, soft_wrap=True)
+        if not command:
+            console.print("\nA shell with this cluster: k8snet get, exec, apply, delete, reach, check, diagram. "
+                          "Leave it with exit; nothing stays.", soft_wrap=True)  # fmt: skip
+        return _run(list(command), path)
+
+
+@contextlib.contextmanager
+def built(manifest: Manifest, *, nodes: int | None = None, **options: Any) -> Iterator[Cluster]:
+    """Build a cluster with its progress on standard error, and close it at the end of the block."""
+    from rich.console import Console
+
+    from k8snet.cluster.cluster import Cluster
+
+    console = Console(stderr=True, highlight=False)
+    for line in [*manifest.warnings, manifest.not_used_line, _unprogrammed(manifest)]:
+        if line:
+            console.print(line, markup=False, soft_wrap=True)
+    with _progress(console) as progress:
+        cluster = Cluster.of(manifest, nodes=nodes, progress=progress, **options)
+    with cluster:
+        yield cluster
+
+
+def _unprogrammed(manifest: Manifest) -> str:
+    from collections import Counter
+
+    from k8snet.cluster.objects import kind_of
+
+    counts = Counter(kind_of(one) for one in manifest.objects if kind_of(one) in UNPROGRAMMED)
+    told = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    return f"kept, but without effect in this version: {told}" if told else ""
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a line a kind of work on a terminal, and nothing in a log."""
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def _run(command: list[str], path: Path) -> int:
+    """Run a command, or a shell, in the foreground of the terminal, and return its exit code."""
+    environment = {**os.environ, LAB: str(path)}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to obey
+    try:
+        with tempfile.NamedTemporaryFile("w", suffix=".bashrc") as rc:
+            rc.write(SHELL_RC)
+            rc.flush()
+            words = command or ["bash", "--rcfile", rc.name, "-i"]
+            streams = {} if command or sys.stdin.isatty() else {"stdin": _terminal()}
+            child = subprocess.Popen(words, env=environment, preexec_fn=_interruptible, **streams)
+            code = child.wait()
+    except FileNotFoundError:
+        sys.stderr.write(f"k8snet: cannot run {command[0]!r}: not found\n")
+        return 127
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 128 - code if code < 0 else code
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _terminal() -> Any:
+    """Return the terminal for a shell whose manifest came by standard input; nothing where there is none."""
+    try:
+        return Path("/dev/tty").open("rb")
+    except OSError:
+        return subprocess.DEVNULL
+
+
+# -- the socket ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serve(cluster: Cluster) -> Iterator[Path]:
+    """Answer the commands of a shell while the block runs; yields the socket's path."""
+    from k8snet.linux.run import scratch
+
+    path = scratch() / f"cluster-{cluster.lab.name}.sock"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(64)
+        session = Session(cluster)
+
+        def accept() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:  # closed: the block has ended
+                    return
+                threading.Thread(target=session.answer, args=(client,), daemon=True).start()
+
+        threading.Thread(target=accept, name="k8snet-session", daemon=True).start()
+        try:
+            yield path
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            path.unlink(missing_ok=True)
+
+
+class Session:
+    """What the commands of a shell ask of a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Serve *cluster*."""
+        self.cluster = cluster
+
+    def answer(self, client: socket.socket) -> None:
+        """Read one request, and answer it: {"out": text} or {"error": text, "code": number}."""
+        with client, client.makefile("rwb") as stream:
+            try:
+                asked = json.loads(stream.readline(LONGEST))
+                told: dict[str, Any] = getattr(self, f"do_{asked.pop('verb')}")(**asked)
+            except K8snetError as error:
+                told = {"error": str(error), "code": exit_code(error)}
+            except Exception as error:  # noqa: BLE001  # the one who asked must hear of it, and the cluster goes on
+                told = {"error": f"{type(error).__name__}: {error}", "code": 1}
+            stream.write(json.dumps(told).encode() + b"\n")
+
+    def do_get(self, kind: str, name: str | None, namespace: str | None, output: str) -> dict[str, Any]:
+        """Return a table, or objects as JSON or YAML."""
+        from k8snet.cluster.objects import kind_named
+        from k8snet.observe import status
+
+        with self.cluster.lock:
+            self.cluster.sync()
+            if output in {"json", "yaml"}:
+                found = status.as_objects(self.cluster, kind, namespace=namespace)
+                if name:
+                    found = _named(found["items"], kind, name)
+                return {"out": _dumped(found, output)}
+            table = status.table(self.cluster, kind, namespace=namespace)
+        rows = tuple(row for row in table.rows if name in (None, row[table.columns.index("NAME")]))
+        if name and not rows:
+            raise NotFound(f"no {kind_named(kind)} {name!r}")
+        if output == "name":
+            place = table.columns.index("NAME")
+            return {"out": "\n".join(f"{kind_named(kind).lower()}/{row[place]}" for row in rows)}
+        return {"out": str(type(table)(table.columns, rows))}
+
+    def do_apply(self, text: str, name: str, lenient: bool) -> dict[str, Any]:
+        """Apply the text of a manifest."""
+        from k8snet.cluster.manifests import parse
+
+        manifest = parse(text, name=name, lenient=lenient)
+        return {"out": "\n".join([*manifest.warnings, *self.cluster.apply(manifest)])}
+
+    def do_delete(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
+        """Delete an object."""
+        from k8snet.cluster.objects import kind_named
+
+        self.cluster.delete(kind, name, namespace=namespace)
+        return {"out": f"{kind_named(kind).lower()}/{name} deleted"}
+
+    def do_where(self, name: str, namespace: str) -> dict[str, Any]:
+        """Return the netns of a pod or a node, for a command that is to run there."""
+        if name in self.cluster.nodes and "/" not in name:
+            return {"out": self.cluster.node(name).netns.name}
+        return {"out": self.cluster.pod(name, namespace=namespace).netns.name}
+
+    def do_reach(self, ports: list[str], timeout_s: float, family: str, as_json: bool) -> dict[str, Any]:
+        """Return the matrix of who reaches whom."""
+        found = self.cluster.reach(ports=ports, timeout_s=timeout_s, family=family)
+        return {"out": json.dumps(found.to_dict(), indent=1) if as_json else str(found)}
+
+    def do_check(self, timeout_s: float) -> dict[str, Any]:
+        """Return which rules of the network model hold."""
+        report = self.cluster.check_model(timeout_s=timeout_s)
+        return {"out": str(report), "code": 0 if report.ok else 1}
+
+    def do_diagram(self, **options: Any) -> dict[str, Any]:
+        """Return a drawing as SVG, and in words."""
+        drawing = self.cluster.diagram(**options)
+        return {"out": drawing.standalone(), "alt": drawing.alt}
+
+
+def _named(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    for one in items:
+        if one["metadata"]["name"] == name:
+            return one
+    raise NotFound(f"no {kind} {name!r}")
+
+
+def _dumped(value: Any, output: str) -> str:
+    if output == "json":
+        return json.dumps(value, indent=2)
+    import yaml
+
+    return str(yaml.safe_dump(value, sort_keys=False)).rstrip()
+
+
+# -- the commands in the shell ---------------------------------------------------------
+
+
+def ask(verb: str, **arguments: Any) -> dict[str, Any]:
+    """Ask the cluster of this shell, and return its answer.
+
+    Raises:
+        NotFound: this is no shell of `k8snet up`, or its cluster is gone.
+    """
+    path = os.environ.get(LAB)
+    if not path:
+        raise NotFound("there is no cluster here. This command works in the shell of one: k8snet up -f FILE")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            with connection.makefile("rwb") as stream:
+                stream.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+                stream.flush()
+                answer: dict[str, Any] = json.loads(stream.readline(LONGEST))
+    except (OSError, ValueError):
+        raise NotFound(f"the cluster of this shell is gone (nothing answers at {path}); leave the shell") from None
+    return answer
+
+
+def enter(netns: str, command: Sequence[str]) -> None:
+    """Become *command*, inside a netns. Like: nsenter --net=/run/netns/NETNS -- COMMAND."""
+    if not command:
+        raise InvalidInput("what is to run there? Write: k8snet exec POD -- COMMAND")
+    words = ["nsenter", f"--net=/run/netns/{netns}", "--", *command]
+    os.execvp(words[0], words)  # noqa: S606  # no shell is wanted
+
+
+def exit_code(error: K8snetError) -> int:
+    """Return the exit code that stands for an error: 2 for a manifest or configuration that cannot be used."""
+    from k8snet.errors import InvalidConfig, InvalidManifest
+
+    return 2 if isinstance(error, InvalidManifest | InvalidConfig) else 1

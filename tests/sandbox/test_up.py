@@ -1,0 +1,231 @@
+"""`k8snet up` and the commands in its shell, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.executed import eventually, host_netns, marked_processes
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOP = ROOT / "notebooks/manifests/shop.yaml"
+K8SNET = [sys.executable, "-m", "k8snet.cli"]
+ME = " ".join(K8SNET)
+
+
+def k8snet(*words, text=None, env=None, timeout=120):
+    return subprocess.run(
+        [*K8SNET, *map(str, words)], input=text, capture_output=True, text=True, check=False, cwd=ROOT,
+        timeout=timeout, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+def in_cluster(script, *options, file=SHOP, text=None):
+    """Run a shell script in a cluster of a manifest; `k` is k8snet."""
+    return k8snet("up", "-f", file, *options, "--", "bash", "-c", f'k() {{ {ME} "$@"; }}\n{script}', text=text)
+
+
+def test_the_exit_code_is_that_of_the_command_and_standard_output_is_its_own():
+    done = in_cluster("echo only this; exit 7")
+    assert (done.returncode, done.stdout) == (7, "only this\n")
+    assert "web-1" in done.stderr
+
+
+def test_the_commands_of_the_shell_work_on_its_cluster():
+    done = in_cluster("""
+        k get pods -n shop | wc -l
+        k get nodes -o name
+        k exec shop/client -- curl -s "http://$(k get pod web-2 -o json | python3 -c \
+            'import json, sys; print(json.load(sys.stdin)["status"]["podIP"])')"
+        k exec node1 -- ip -br address show cni0
+        k delete pod web-1 -n shop
+        k get deploy web -o yaml | head -n 2
+        echo '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late"},
+            "spec": {"containers": [{"name": "a", "image": "nginx"}]}}' | k apply -f -
+        k exec late -- sh -c 'exit 5'; echo "exit $?"
+        k check
+    """)
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "8\n", "node/node1\nnode/node2", "web-2 says hello", "10.244.1.1/24", "pod/web-1 deleted", "kind: Deployment",
+        "pod/late created", "exit 5", "✔ Every pod reaches every pod without NAT. (192 of 192)",
+    ):  # fmt: skip
+        assert said in done.stdout
+
+
+def test_reach_prints_a_full_matrix_as_json_for_the_cluster_of_the_shell_and_for_a_manifest():
+    """The same cluster, asked in two ways, gives the same answer."""
+    inside = json.loads(k8snet("up", "-f", SHOP, "--", *K8SNET, "reach", "--json").stdout)
+    outside = json.loads(k8snet("reach", "-f", SHOP, "--json").stdout)
+    assert inside == outside
+    assert "shop/web-1" in inside["pods"]
+    ports = [(one["protocol"], one["port"]) for one in inside["probes"]]
+    assert ("TCP", 80) in ports
+    for one in inside["probes"]:
+        assert list(one["matrix"]) == inside["pods"]
+        assert all(list(row) == inside["pods"] for row in one["matrix"].values())
+    web = inside["probes"][ports.index(("TCP", 80))]["matrix"]
+    assert web["shop/client"]["shop/web-3"] == "ok"
+    assert web["shop/client"]["shop/db-0"] == "refused"
+
+
+def test_reach_takes_ports_that_nobody_declares():
+    found = json.loads(k8snet("reach", "-f", SHOP, "--json", "--ports", "tcp/81,icmp", "--wiring", "direct").stdout)
+    assert [(one["protocol"], one["port"]) for one in found["probes"]] == [("TCP", 81), ("ICMP", 0)]
+    assert {word for row in found["probes"][1]["matrix"].values() for word in row.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("network", ["vxlan", "bgp"])
+def test_pod_network_families_and_nodes_are_options(network):
+    done = in_cluster(
+        "k get nodes; k check", "--nodes", "3", "--pod-network", network, "--ip-families", "v4,v6", "--wiring", "direct"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fd00:10:244:3::/64" in done.stdout
+    assert "without NAT, over IPv6." in done.stdout
+
+
+def test_a_manifest_comes_by_standard_input_too():
+    done = in_cluster("k get pods -o name", file="-", text=SHOP.read_text())
+    assert done.returncode == 0, done.stderr
+    assert "pod/web-3" in done.stdout
+
+
+def test_a_diagram_is_written_as_an_svg_file_that_stands_by_itself(tmp_path):
+    file = tmp_path / "cluster.svg"
+    done = in_cluster(f"k diagram; k diagram -o {file}; k diagram -o {tmp_path}/cluster.png; echo exit $?")
+    assert "web-1" in done.stdout
+    assert "exit 2" in done.stdout
+    text = file.read_text()
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert "web-1" in text
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_kinds_without_effect_are_named_in_one_line():
+    extra = (
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Service\n"
+        "metadata: {name: web}\nspec: {ports: [{port: 80}]}\n"
+    )
+    done = in_cluster("true", file="-", text=SHOP.read_text() + extra)
+    assert done.returncode == 0
+    assert "not used: 1 ConfigMap" in done.stderr
+    assert "kept, but without effect in this version: 1 Service" in done.stderr
+
+
+POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: nginx}]}\n"
+NODE = "---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s}\n"
+BAD = {
+    "unknown field": (POD.replace("image:", "imagge:"), "imagge"),
+    "wrong type": (POD.replace("image: nginx", "image: nginx, ports: [{containerPort: eighty}]"), "eighty"),
+    "missing port": (POD.replace("image: nginx", "image: nginx, ports: [{name: http}]"), "containerport"),
+    "network kind": (
+        POD + "---\napiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a}\n", "calico"
+    ),
+    "overlap": (POD + NODE % ("x", "10.1.0.0/16") + NODE % ("y", "10.1.2.0/24"), "overlap"),
+    "duplicate name": (POD + "---\n" + POD, "'a' is in this manifest already"),
+    "bad YAML": ("apiVersion: v1\nkind: [Pod\n", "line"),
+    "empty": ("", "no kubernetes object in it"),
+    "outside": (POD.replace("spec: {", "spec: {nodeName: x, ") + "status: {podIP: 10.9.9.9}\n"
+                + NODE % ("x", "10.1.0.0/24"), "10.9.9.9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_manifest_is_one_line_and_exit_code_2_and_nothing_is_left(name):
+    text, said = BAD[name]
+    before, mark = host_netns(), uuid.uuid4().hex
+    done = k8snet("up", "-f", "-", "--", "echo", "built", text=text, env={"K8SNET_TEST_MARK": mark})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr.lower()
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (host_netns(), marked_processes(mark)) == (before, [])
+
+
+def test_a_bad_manifest_in_the_shell_leaves_the_cluster_as_it_was(tmp_path):
+    (tmp_path / "bad.yaml").write_text(BAD["wrong type"][0])
+    done = in_cluster(f"k get pods | md5sum; k apply -f {tmp_path}/bad.yaml; echo exit $?; k get pods | md5sum")
+    first, code, last = done.stdout.splitlines()
+    assert code == "exit 2"
+    assert "eighty" in done.stderr
+    assert first == last
+
+
+@pytest.mark.parametrize(
+    "words", [["get", "pods"], ["exec", "a", "--", "true"], ["apply", "-f", str(SHOP)], ["delete", "pod", "a"],
+              ["reach"], ["check"], ["diagram"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_outside_of_a_cluster_its_commands_say_so(words):
+    done = k8snet(*words)
+    assert done.returncode == 1
+    assert "k8snet up -f FILE" in done.stderr
+
+
+def test_a_command_that_is_not_there_is_127():
+    done = k8snet("up", "-f", SHOP, "--wiring", "direct", "--", "no-such-command")
+    assert done.returncode == 127
+    assert "no-such-command" in done.stderr
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "controller"])
+def test_killed_it_leaves_no_process_and_no_netns(victim):
+    """The controller is the process with the cluster, inside; the supervisor is what a terminal started."""
+    mark, before = uuid.uuid4().hex, host_netns()
+    command = [*K8SNET, "up", "-f", str(SHOP), "--wiring", "direct", "--", "sh", "-c", "echo ready; sleep 60"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "K8SNET_TEST_MARK": mark},
+    ) as child:  # fmt: skip
+        assert child.stdout.readline() == "ready\n"
+        pid = child.pid
+        if victim == "controller":
+            inside = [one for one in marked_processes(mark) if "k8snet.cli up" in one and not one.startswith(f"{pid} ")]
+            pid = max(int(one.split()[0]) for one in inside if "unshare" not in one and "/bin/sh" not in one)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not marked_processes(mark), timeout_s=10)
+    assert marked_processes(mark) == []
+    assert host_netns() == before
+
+
+def test_a_shell_on_a_terminal_has_a_prompt_and_leaves_when_told(tmp_path):
+    """Typed as a person would, through a pseudo-terminal."""
+    import pexpect
+
+    child = pexpect.spawn(
+        K8SNET[0], [*K8SNET[1:], "up", "-f", str(SHOP), "--wiring", "direct"], cwd=str(ROOT), timeout=60,
+        encoding="utf-8", dimensions=(40, 160), env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        child.expect("nothing stays")
+        child.expect(r"\[k8snet\]")
+        child.sendline(f"{ME} get nodes")
+        child.expect("10.244.2.0/24")
+        child.sendline("sleep 30")
+        time.sleep(0.3)  # the shell has to have begun it
+        child.sendintr()
+        child.sendline("exit 4")
+        child.expect(pexpect.EOF)
+    finally:
+        child.close()
+    assert child.exitstatus == 4
+
+
+def test_cni_check_tries_a_plugin_and_says_what_failed(tmp_path):
+    good = k8snet("cni", "check", "/usr/lib/cni/bridge")
+    assert good.returncode == 0, good.stdout + good.stderr
+    bad = tmp_path / "nothing"
+    bad.write_text("#!/bin/sh\necho '{}'\n")
+    bad.chmod(0o755)
+    told = k8snet("cni", "check", bad, "--json")
+    assert told.returncode == 1
+    assert json.loads(told.stdout)["ok"] is False
