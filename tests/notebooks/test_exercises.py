@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from k8snet.jupyter.chapters import find_chapters
+from k8snet.jupyter.chapters import find_chapters, package_folder
 from k8snet.jupyter.runner import execute
 from tests.executed import alone
 
@@ -52,6 +53,7 @@ def graded():
     with alone("graded") as folder:
         if not (folder / "done.json").exists():
             (folder / "source").mkdir(parents=True, exist_ok=True)
+            shutil.copytree(package_folder("notebooks") / "manifests", folder / "source" / "manifests")
             for chapter in find_chapters():
                 kept = folder / f"{chapter.name}.json"
                 nbformat.write(augmented(chapter.path, kept), folder / "source" / chapter.path.name)
