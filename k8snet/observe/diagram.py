@@ -18,7 +18,7 @@ import graphviz
 from k8snet.errors import InvalidInput, NotFound
 from k8snet.observe import labels
 from k8snet.observe.labels import ACCENT, FONT, FRAME, INK, LINE, MUTED, NEW
-from k8snet.observe.svg import figure, finished
+from k8snet.observe.svg import figure, finished, standalone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from k8snet.observe.snapshot import Snapshot
     from k8snet.observe.values import Interface, NetnsState
 
-__all__ = ["Diagram", "draw"]
+__all__ = ["Diagram", "Options", "checked_path", "draw"]
 
 @dataclass(frozen=True)
 class Diagram:
@@ -40,6 +40,10 @@ class Diagram:
         """Return the drawing for a notebook, and the description for a terminal."""
         return {"text/html": figure(self.svg, self.alt, self.caption), "text/plain": self.alt}
 
+    def standalone(self) -> str:
+        """Return the drawing as the text of an SVG file."""
+        return standalone(self.svg)
+
     def __str__(self) -> str:
         """Return the description in words."""
         return self.alt
@@ -48,7 +52,9 @@ class Diagram:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class Options:
+    """What to show, what to mark."""
+
     routes: bool
     loopback: bool
     macs: bool
@@ -125,19 +131,29 @@ def draw(
         for state in snapshot
         if state.name in names and not (state.name == "host" and state.pristine and only is None)
     ]
-    steps = tuple(path)
-    for place in steps:
-        netns, _, name = place.partition("/")
-        if snapshot[netns].interface(name) is None:
-            raise NotFound(f"path: no interface {name!r} in netns {netns}")
-    options = _Options(
-        routes=routes, loopback=loopback, macs=macs, sockets=sockets, rules=rules, before=since, path=steps
-    )
+    options = Options(
+        routes=routes, loopback=loopback, macs=macs, sockets=sockets, rules=rules, before=since,
+        path=checked_path(snapshot, path),
+    )  # fmt: skip
     graph = _graph(direction)
     for state in states:
         _netns(graph, state, options)
     _edges(graph, states, options)
     return Diagram(finished(graph.pipe(format="svg", encoding="utf-8")), describe(states, options, snapshot), caption)
+
+
+def checked_path(snapshot: Snapshot, path: Iterable[str]) -> tuple[str, ...]:
+    """Return *path*, whose interfaces are all there.
+
+    Raises:
+        NotFound: one is not.
+    """
+    steps = tuple(path)
+    for place in steps:
+        netns, _, name = place.partition("/")
+        if snapshot[netns].interface(name) is None:
+            raise NotFound(f"path: no interface {name!r} in netns {netns}")
+    return steps
 
 
 def _graph(direction: str) -> graphviz.Graph:
@@ -152,7 +168,7 @@ def _id(netns: str, name: str) -> str:
     return f"{netns}|{name}".replace(":", "_").replace("\\", "_")
 
 
-def _netns(graph: graphviz.Graph, state: NetnsState, options: _Options) -> None:
+def _netns(graph: graphviz.Graph, state: NetnsState, options: Options) -> None:
     new = options.before is not None and state.name not in options.before
     with graph.subgraph(name=f"cluster_{state.name}") as cluster:
         cluster.attr(label=labels.title(state.name, new=new), style="rounded,filled", fillcolor=FRAME, margin="12")
@@ -181,7 +197,7 @@ def _table(state: NetnsState, kind: str) -> tuple[str, ...]:
 # -- edges -----------------------------------------------------------------------------
 
 
-def _edges(graph: graphviz.Graph, states: list[NetnsState], options: _Options) -> None:
+def _edges(graph: graphviz.Graph, states: list[NetnsState], options: Options) -> None:
     shown = {(state.name, one.name) for state in states for one in state.interfaces}
     holders = {
         address.partition("/")[0]: (state.name, one.name)
@@ -204,7 +220,7 @@ def _edges(graph: graphviz.Graph, states: list[NetnsState], options: _Options) -
         _tunnels(graph, state, holders)
 
 
-def _edge(graph: graphviz.Graph, here: tuple[str, str], there: tuple[str, str], options: _Options, **look: str) -> None:
+def _edge(graph: graphviz.Graph, here: tuple[str, str], there: tuple[str, str], options: Options, **look: str) -> None:
     if options.on_path(here, there):
         look |= {"color": NEW, "penwidth": "3.4"}
     graph.edge(_id(*here), _id(*there), **look)
@@ -225,7 +241,7 @@ def _tunnels(graph: graphviz.Graph, state: NetnsState, holders: dict[str, tuple[
 # -- in words --------------------------------------------------------------------------
 
 
-def describe(states: list[NetnsState], options: _Options, snapshot: Snapshot) -> str:
+def describe(states: list[NetnsState], options: Options, snapshot: Snapshot) -> str:
     """Return what the drawing shows, in sentences."""
     count = len(states)
     sentences = [f"A diagram of {count} netns." if count else "An empty diagram: the lab has no netns."]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from k8snet.observe.values import Interface
 
-__all__ = ["interface", "mark", "note", "small", "title"]
+__all__ = ["interface", "kind_of", "mark", "note", "small", "title"]
 
 # what dot is told; svg.py turns each into a colour of the page's light or dark theme
 INK, MUTED, LINE, ACCENT, NEW, PAPER, FRAME, BRIDGE, NOTE = (f"#0b00{number:02x}" for number in range(1, 10))
@@ -28,6 +28,11 @@ def _font(text: str, *, colour: str = INK, size: int | None = None, mono: bool =
 
 def _row(content: str) -> str:
     return f'<TR><TD ALIGN="LEFT">{content}</TD></TR>'
+
+
+def _space(height: int) -> str:
+    """Return an empty row, `height` points high: dot sets text nearer to the top than to the bottom."""
+    return f'<TR><TD HEIGHT="{height}"></TD></TR>'
 
 
 def _table(rows: Iterable[str], **attributes: object) -> str:
@@ -52,7 +57,8 @@ def steps(numbers: list[int]) -> str:
 
 def title(name: str, *, new: bool) -> str:
     """Return the heading of a netns."""
-    return f"<{_font('netns', colour=MUTED, size=10)}<B>{html.escape(name)}</B>{mark('new' if new else '')}>"
+    words = f"{_font('netns', colour=MUTED, size=10)}<B>{html.escape(name)}</B>{mark('new' if new else '')}"
+    return f"<{_table([_space(3), _row(words)], BORDER=0, CELLSPACING=0, CELLPADDING=0)}>"
 
 
 def interface(one: Interface, *, changed: str, path: list[int], mac: bool) -> str:
@@ -63,8 +69,9 @@ def interface(one: Interface, *, changed: str, path: list[int], mac: bool) -> st
         path: the numbers of a packet's steps here.
         mac: whether to show the MAC.
     """
-    rows = [_row(f"{PAD}<B>{html.escape(one.name)}</B>{small(_kind(one))}{mark(changed)}{steps(path)}{PAD}")]
-    rows += [_row(f"{PAD}{html.escape(address)}{PAD}") for address in one.addresses]
+    heading = f"<B>{html.escape(one.name)}</B>{small(kind_of(one))}{mark(changed)}{steps(path)}"
+    rows = [_space(3), _row(f"{PAD}{heading}{PAD}")]
+    rows += [_row(f"{PAD}{html.escape(address)}{PAD * 2}") for address in one.addresses]
     if mac and one.mac and one.kind != "loopback":
         rows.append(_row(_font(one.mac + PAD, colour=MUTED, size=9, mono=True)))
     words = [one.state, "hairpin" if one.hairpin else "", "" if one.mtu in USUAL_MTU else f"mtu {one.mtu}"]
@@ -77,7 +84,8 @@ def interface(one: Interface, *, changed: str, path: list[int], mac: bool) -> st
     return f"<{box}>"
 
 
-def _kind(one: Interface) -> str:
+def kind_of(one: Interface) -> str:
+    """Return what an interface is, in words; nothing for a veth."""
     words = [one.kind if one.kind not in {"loopback", "veth"} else ""]
     words += [f"id {dict(one.details)['id']}"] if one.kind == "vxlan" else []
     words += [f"of {one.parent}"] if one.parent else []
@@ -86,8 +94,9 @@ def _kind(one: Interface) -> str:
 
 def note(heading: str, lines: tuple[str, ...], fresh: set[str]) -> str:
     """Return a table of lines, such as routes; those in *fresh* are marked as new."""
-    rows = [_row(_font(f"<B>{heading}</B>", colour=MUTED, size=9))]
+    rows = [_space(1), _row(_font(f"<B>{heading}</B>", colour=MUTED, size=9))]
     for line in lines:
         colour, sign = (NEW, "+ ") if line in fresh else (INK, "")
-        rows.append(_row(_font(html.escape(sign + line) + PAD * 2, colour=colour, size=9, mono=True)))
+        spare = PAD * (2 + len(line) // 40)  # the longer, the more a browser draws than dot has measured
+        rows.append(_row(_font(html.escape(sign + line) + spare, colour=colour, size=9, mono=True)))
     return f"<{_table(rows, BORDER=0, CELLSPACING=0, CELLPADDING=2, BGCOLOR=NOTE)}>"
