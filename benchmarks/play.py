@@ -5,6 +5,8 @@
                            <-   {"ready": true}
     build 100              ->   makes the bridge and 100 pods
                            <-   {"seconds": 0.21}, and "addresses" if they are its own choice
+    build 10 300           ->   (a cluster's) makes 10 nodes and 300 pods, until nginx listens in each
+                           <-   {"seconds": 3.4, "addresses": [...], "vantage": a node's netns}
     teardown               ->   removes all it made
                            <-   {"seconds": 0.03}
     (end of file)          ->   exits
@@ -18,16 +20,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 __all__ = ["Player", "play"]
 
 
 class Player(Protocol):
-    """One way to build a bridge with pods."""
+    """One way to build a bridge with pods, or a cluster."""
 
-    def build(self, pods: int) -> list[str] | None:
-        """Make the bridge and *pods* pods; return their addresses if not as planned."""
+    @property
+    def build(self) -> Callable[..., dict[str, object] | None]:
+        """Make as many pods as told, and return what the referee cannot know: see above."""
 
     def teardown(self) -> None:
         """Remove all that build() made."""
@@ -37,15 +41,15 @@ def play(player: Player) -> None:
     """Follow the referee until it has no more to say."""
     _say({"ready": True})
     for line in sys.stdin:
-        order, _, count = line.strip().partition(" ")
+        order, *counts = line.split()
         begun = time.monotonic()
-        addresses = None
+        told = None
         if order == "build":
-            addresses = player.build(int(count))
+            told = player.build(*map(int, counts))
         else:
             player.teardown()
         seconds = time.monotonic() - begun
-        _say({"seconds": round(seconds, 6), "addresses": addresses})
+        _say({"seconds": round(seconds, 6), **(told or {})})
 
 
 def _say(message: dict[str, object]) -> None:

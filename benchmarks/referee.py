@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from benchmarks import plan
 from benchmarks.census import wait_until_left
+from benchmarks.fetch import pages
 from benchmarks.ping import unanswered
 from k8snet.linux import nsfs
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.contenders.catalogue import Contender
 
-__all__ = ["ContenderFailed", "Sample", "match"]
+__all__ = ["ContenderFailed", "Sample", "count_pages", "match"]
 
 ROOT = Path(__file__).parent.parent
 IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
@@ -37,8 +38,10 @@ class Sample:
     contender: str
     round: int
     pods: int
-    answered: int  # pods that answered a ping from the node
+    nodes: int = 0  # of a cluster; 0: the pods are on one bridge
+    answered: int  # pods that answered: a ping from the node, or in a cluster with a page of their own
     build_s: float  # as the contender measured it
+    answered_s: float | None = None  # from the order to build until the referee had every answer
     teardown_s: float  # likewise: until its own call returned
     gone_s: float  # from the order to tear down until the kernel kept none of the netns
     startup_s: float  # from exec until it was ready to build; not part of build_s
@@ -48,8 +51,13 @@ class Sample:
         return asdict(self)
 
 
-def match(contender: Contender, program: Path, *, pods: int, number: int) -> Sample:
+def match(contender: Contender, program: Path, *, pods: int, nodes: int = 0, number: int) -> Sample:
     """Let *contender* build and tear down *pods* pods, in a process of its own.
+
+    Args:
+        program: the compiled lower bound.
+        nodes: of the cluster that the pods are in; 0 is one bridge, and no servers.
+        number: which round it is.
 
     Raises:
         ContenderFailed: it ended early, a pod does not answer, or something is left.
@@ -59,19 +67,19 @@ def match(contender: Contender, program: Path, *, pods: int, number: int) -> Sam
         with _started(contender, program, node_fd) as process:
             _answer(process)
             ready = time.monotonic()
-            built = _ask(process, f"build {pods}")
-            addresses = built["addresses"] or [plan.address(n) for n in range(pods)]
-            answered = _count_answers(contender, addresses)
-            ordered = time.monotonic()
+            order = time.monotonic()
+            built = _ask(process, f"build {nodes} {pods}" if nodes else f"build {pods}")
+            answered = count_pages(contender, built, pods) if nodes else _count_answers(contender, built, pods)
+            answers = time.monotonic()
             torn = _ask(process, "teardown")
             # what may be left: the node, which the referee made, or nothing
             wait_until_left(int(contender.in_node))
             gone = time.monotonic()
     _check_nothing_left(contender)
     return Sample(
-        contender=contender.name, round=number, pods=pods, answered=answered,
-        build_s=built["seconds"], teardown_s=torn["seconds"], gone_s=round(gone - ordered, 6),
-        startup_s=round(ready - begun, 6),
+        contender=contender.name, round=number, pods=pods, nodes=nodes, answered=answered,
+        build_s=built["seconds"], answered_s=round(answers - order, 6), teardown_s=torn["seconds"],
+        gone_s=round(gone - answers, 6), startup_s=round(ready - begun, 6),
     )  # fmt: skip
 
 
@@ -120,7 +128,7 @@ def _ask(process: subprocess.Popen[str], order: str) -> dict[str, Any]:
     stream = _pipe(process.stdin)
     stream.write(order + "\n")
     stream.flush()
-    return {"addresses": None, **_answer(process)}
+    return _answer(process)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -131,16 +139,34 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def _count_answers(contender: Contender, addresses: list[str]) -> int:
+def _count_answers(contender: Contender, built: dict[str, Any], pods: int) -> int:
+    addresses: list[str] = built.get("addresses") or [plan.address(n) for n in range(pods)]
     fd = os.open(nsfs.path_of(plan.NODE), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        silent = unanswered(fd, addresses)
+        _check_heard(contender, silent=unanswered(fd, addresses), pods=pods)
     finally:
         os.close(fd)
-    if silent:
-        some = f"{len(silent)} of {len(addresses)} pods do not answer: {', '.join(silent[:3])}"
-        raise ContenderFailed(f"{contender.name}: {some}")
     return len(addresses)
+
+
+def count_pages(contender: Contender, built: dict[str, Any], pods: int) -> int:
+    """Fetch a page from each pod, from one of the nodes, and return how many there were; no two say the same.
+
+    Raises:
+        ContenderFailed: a pod is silent, or one server stands for two pods.
+    """
+    found = pages(built["vantage"], built["addresses"])
+    _check_heard(contender, silent=[one for one in built["addresses"] if one not in found], pods=pods)
+    answered = len(set(found.values()))
+    if answered != pods:
+        raise ContenderFailed(f"{contender.name}: {pods} pods were asked for, {answered} have a page of their own")
+    return answered
+
+
+def _check_heard(contender: Contender, *, silent: list[str], pods: int) -> None:
+    if silent:
+        some = f"{len(silent)} of {pods} pods do not answer: {', '.join(silent[:3])}"
+        raise ContenderFailed(f"{contender.name}: {some}")
 
 
 def _check_nothing_left(contender: Contender) -> None:

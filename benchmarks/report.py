@@ -11,12 +11,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.markdown import Markdown
-
 from benchmarks.contenders.catalogue import ALL, LOWER_BOUND, OURS
 from benchmarks.referee import Sample
 
-__all__ = ["Results", "draw", "insert", "tables"]
+__all__ = [
+    "GREY",
+    "Results",
+    "about",
+    "cell",
+    "draw",
+    "insert",
+    "markdown",
+    "put",
+    "pyplot_in_grey",
+    "ratio",
+    "table",
+    "verdicts",
+]
 
 BEGIN, END = "<!-- results: written by the command below -->", "<!-- end of results -->"
 GREY = "#808080"  # legible on white and on black
@@ -57,9 +68,8 @@ class Results:
 
     @property
     def contenders(self) -> list[str]:
-        """Who took part, in the order of the catalogue."""
-        took_part = {sample.contender for sample in self.samples}
-        return [contender.name for contender in ALL if contender.name in took_part]
+        """Who took part, in the order of the catalogue, which is that of the samples."""
+        return list(dict.fromkeys(sample.contender for sample in self.samples))
 
     @property
     def sizes(self) -> list[int]:
@@ -74,7 +84,8 @@ class Results:
     def median(self, contender: str, pods: int, field: str) -> float | None:
         """Return the median of a field of the samples, in seconds; None if there are none."""
         values = [getattr(s, field) for s in self.samples if (s.contender, s.pods) == (contender, pods)]
-        return median(values) if values else None
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
 
     def a_pod(self, contender: str, pods: int) -> float | None:
         """Return the median cost of building one pod, in milliseconds."""
@@ -92,7 +103,7 @@ class Results:
         medians: dict[str, dict[str, Any]] = defaultdict(dict)
         for name in self.contenders:
             for pods in self.sizes:
-                fields = ("build_s", "teardown_s", "gone_s", "startup_s")
+                fields = ("build_s", "answered_s", "teardown_s", "gone_s", "startup_s")
                 found = {field: self.median(name, pods, field) for field in fields}
                 if found["build_s"] is not None:
                     medians[name][str(pods)] = found
@@ -121,11 +132,13 @@ def _machine() -> str:
 # -- tables ----------------------------------------------------------------------------
 
 
-def _cell(value: float | None, form: str = "{:.2f}") -> str:
+def cell(value: float | None, form: str = "{:.2f}") -> str:
+    """Return a number as a table has it."""
     return "–" if value is None else form.format(value)
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
     rule = ["---", *("--:" for _ in heads[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rule, *rows))
 
@@ -137,13 +150,13 @@ def _build_table(results: Results) -> str:
     rows = [
         [
             TITLES[name],
-            *(_cell(results.a_pod(name, pods)) for pods in results.sizes),
-            *(_cell(_against(results, name, base, pods=largest)) for base in (LOWER_BOUND, OURS)),
-            _cell(results.growth(name)),
+            *(cell(results.a_pod(name, pods)) for pods in results.sizes),
+            *(cell(_against(results, name, base, pods=largest)) for base in (LOWER_BOUND, OURS)),
+            cell(results.growth(name)),
         ]
         for name in results.contenders
     ]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _against(results: Results, name: str, base: str, *, pods: int) -> float | None:
@@ -158,13 +171,13 @@ def _teardown_table(results: Results) -> str:
         [
             TITLES[name],
             *(
-                _cell(results.median(name, pods, field), "{:.3f}")
+                cell(results.median(name, pods, field), "{:.3f}")
                 for pods in results.sizes for field in ("teardown_s", "gone_s")
             ),
         ]
         for name in results.contenders
     ]  # fmt: skip
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _targets(results: Results) -> str:
@@ -179,27 +192,31 @@ def _targets(results: Results) -> str:
         ("growth, times the lower bound's", ratio(results.growth(OURS), results.growth(LOWER_BOUND)), "at most", 1.3),
         ("encoding by pyroute2, times k8snet", beside("k8snet-pyroute2", OURS), "at least", 1.1),
     )
+    return verdicts(f"{largest} pods", rows)
+
+
+def verdicts(head: str, rows: Sequence[tuple[str, float | None, str, float]]) -> str:
+    """Return a table of what was measured, and what is wanted; rows that were not measured are left out."""
     measured = [
-        [what, _cell(value), f"{side} {limit}", "yes" if _holds(value, side, limit) else "**no**"]
+        [what, cell(value), f"{side} {limit}", "yes" if _holds(value, side, limit) else "**no**"]
         for what, value, side, limit in rows if value is not None
     ]  # fmt: skip
-    return _table([f"{largest} pods", "measured", "wanted", "holds"], measured) if measured else ""
+    return table([head, "measured", "wanted", "holds"], measured) if measured else ""
 
 
 def _holds(value: float, side: str, limit: float) -> bool:
     return value <= limit if side == "at most" else value >= limit
 
 
+def about(results: Results) -> str:
+    """Return what the numbers of a table are, and where they are from."""
+    return f"Medians of {results.rounds} interleaved rounds. {results.machine}."
+
+
 def markdown(results: Results) -> str:
     """Return the tables as Markdown."""
-    about = f"Medians of {results.rounds} interleaved rounds. {results.machine}."
-    parts = (about, _build_table(results), _teardown_table(results), _targets(results))
+    parts = (about(results), _build_table(results), _teardown_table(results), _targets(results))
     return "\n\n".join(part for part in parts if part)
-
-
-def tables(results: Results) -> Markdown:
-    """Return the tables for a terminal."""
-    return Markdown(markdown(results))
 
 
 def insert(results: Results, readme: Path, *, command: str) -> None:
@@ -208,19 +225,27 @@ def insert(results: Results, readme: Path, *, command: str) -> None:
     Raises:
         ValueError: the markers are not there.
     """
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
+    put(markdown(results), readme, begin=BEGIN, end=END, command=command)
+
+
+def put(text: str, readme: Path, *, begin: str, end: str, command: str) -> None:
+    """Put *text* between two markers of *readme*, and the command that made it.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    before, _, rest = readme.read_text().partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"{readme} has no markers {BEGIN!r} and {END!r}")
-    shown = f"{BEGIN}\n\n{markdown(results)}\n\nMade by:\n\n    {command}\n\n{END}"
-    readme.write_text(before + shown + after)
+        raise ValueError(f"{readme} has no markers {begin!r} and {end!r}")
+    readme.write_text(f"{before}{begin}\n\n{text}\n\nMade by:\n\n    {command}\n\n{end}{after}")
 
 
 # -- the plot --------------------------------------------------------------------------
 
 
-def draw(results: Results, path: Path) -> None:
-    """Draw the time to build over the number of pods, both logarithmic, as SVG."""
+def pyplot_in_grey() -> Any:
+    """Return pyplot, for SVG that is legible on white and on black, and the same for the same numbers."""
     import matplotlib as mpl  # a second to load, and not always needed
 
     mpl.use("svg")
@@ -230,6 +255,12 @@ def draw(results: Results, path: Path) -> None:
     })  # fmt: skip
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw the time to build over the number of pods, both logarithmic, as SVG."""
+    pyplot = pyplot_in_grey()
     figure, axes = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
     for name in results.contenders:
         if name in LOOKS:

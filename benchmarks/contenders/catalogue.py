@@ -8,20 +8,23 @@ from pathlib import Path
 from k8snet.errors import ProgramMissing
 from k8snet.linux.run import require, run
 
-__all__ = ["ALL", "LOWER_BOUND", "OURS", "Contender", "compiled"]
+__all__ = ["ALL", "CLUSTER", "DIRECT", "LOWER_BOUND", "OURS", "THROUGH_CNI", "Contender", "compiled"]
 
 HERE = Path(__file__).parent
 OURS = "k8snet"
 LOWER_BOUND = "lower-bound"
+DIRECT, THROUGH_CNI = "cluster-direct", "cluster-cni"
+SYSTEM_PYTHON = "/usr/bin/python3"  # Debian packages Mininet for it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One way to build a bridge with pods."""
+    """One way to build a bridge with pods, or a cluster."""
 
     name: str
     title: str  # as the table has it
     module: str = ""  # in this folder; empty for the C program
+    arguments: tuple[str, ...] = ()
     python: str = sys.executable
     in_node: bool = True  # runs inside the node's netns, made by the referee
     needs: tuple[str, ...] = ()  # files
@@ -31,7 +34,7 @@ class Contender:
         """Return how to start it; *program* is the compiled lower bound."""
         if not self.module:
             return [str(program)]
-        return [self.python, "-m", f"benchmarks.contenders.{self.module}"]
+        return [self.python, "-m", f"benchmarks.contenders.{self.module}", *self.arguments]
 
     def check(self) -> None:
         """Check that it can run here.
@@ -72,8 +75,26 @@ ALL = (
     ),
     Contender(
         name="mininet", title="Mininet, `LinuxBridge`", module="mininet_hosts",
-        python="/usr/bin/python3",  # Debian packages it for the system's own
+        python=SYSTEM_PYTHON,
         needs=("/usr/lib/python3/dist-packages/mininet", "/usr/sbin/brctl"), package="mininet bridge-utils",
+    ),
+)  # fmt: skip
+
+CLUSTER = (
+    Contender(
+        name=DIRECT, title="**k8snet**, which wires the pods itself", module="k8snet_cluster", arguments=("direct",),
+        in_node=False, needs=("/usr/sbin/nginx",), package="nginx",
+    ),
+    Contender(
+        name=THROUGH_CNI, title="**k8snet**, through Debian's CNI plugins", module="k8snet_cluster",
+        arguments=("cni",), in_node=False, needs=("/usr/sbin/nginx", "/usr/lib/cni/bridge", "/usr/lib/cni/portmap"),
+        package="nginx containernetworking-plugins",
+    ),
+    Contender(
+        name="cluster-mininet", title="Mininet, `LinuxBridge` and routers", module="mininet_cluster",
+        python=SYSTEM_PYTHON,
+        needs=("/usr/sbin/nginx", "/usr/lib/python3/dist-packages/mininet", "/usr/sbin/brctl"),
+        package="nginx mininet bridge-utils",
     ),
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ FOLDER = "/usr/lib/cni"
 class CniBridge:
     """Runs inside the node's netns, which is where the plugin makes its bridge."""
 
-    def build(self, pods: int) -> list[str]:
+    def build(self, pods: int) -> dict[str, object]:
         """Make each pod, and return the addresses that host-local gave."""
         self.pods, self.data = pods, tempfile.mkdtemp(prefix="cni-", dir="/run")
         addresses = []
@@ -30,7 +30,7 @@ class CniBridge:
             ipv6_off(plan.pod(number))
             result = json.loads(self._call("ADD", number))
             addresses.append(result["ips"][0]["address"].partition("/")[0])
-        return addresses
+        return {"addresses": addresses}
 
     def _call(self, command: str, number: int) -> str:
         pod = plan.pod(number)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contenders.catalogue import ALL
+from benchmarks import cluster_report
+from benchmarks.contenders.catalogue import ALL, CLUSTER
 from benchmarks.referee import Sample
 from benchmarks.report import BEGIN, END, Results, insert
 
@@ -18,7 +19,10 @@ REFEREE = """
 import os, socket
 from benchmarks import plan
 from benchmarks.census import wait_until_left
+from benchmarks.contenders.catalogue import CLUSTER
+from benchmarks.fetch import pages
 from benchmarks.ping import unanswered
+from benchmarks.referee import ContenderFailed, count_pages
 from k8snet.errors import Timeout
 from k8snet.lab import Attachment, Lab
 from k8snet.linux import nsfs
@@ -31,6 +35,16 @@ with Lab() as lab:
     ])
     assert unanswered(node.fd, ["10.244.1.1"]) == []
     assert unanswered(node.fd, ["10.244.1.1", "10.244.1.2"], timeout_s=1) == ["10.244.1.2"]
+    node.start_nginx(port=80, body="alone says hello")
+    vantage = str(nsfs.path_of(plan.NODE))
+    assert pages(vantage, ["10.244.0.1", "10.244.1.1"], timeout_s=5) == {"10.244.0.1": "alone says hello\\n"}
+    asked = {"vantage": vantage, "addresses": ["10.244.0.1", "10.244.0.1"]}
+    try:
+        count_pages(CLUSTER[0], asked, 2)
+    except ContenderFailed as error:
+        assert "2 pods were asked for, 1 have a page of their own" in str(error)
+    else:
+        raise SystemExit("one server stood for two pods, and nobody noticed")
 nsfs.make("forgotten")
 try:
     wait_until_left(0, timeout_s=1)
@@ -52,16 +66,27 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_contender_builds_pods_that_answer_and_leaves_nothing(tmp_path):
     """A table of who is fastest is worth nothing if one of them did less."""
-    file, plot = tmp_path / "results.json", tmp_path / "build.svg"
-    result = python(
-        "-m", "benchmarks", "--sizes", "10", "--rounds", "1", "--json", str(file), "--plot", str(plot)
-    )
+    result = python("-m", "benchmarks", "--only", "build", "--sizes", "10", "--rounds", "1", "--out", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
-    samples = json.loads(file.read_text())["samples"]
+    samples = json.loads((tmp_path / "results.json").read_text())["samples"]
     assert [sample["contender"] for sample in samples] == [contender.name for contender in ALL]
     assert [sample["answered"] for sample in samples] == [10] * len(ALL)
     assert all(sample["build_s"] > 0 and sample["gone_s"] >= sample["teardown_s"] for sample in samples)
-    assert "<svg" in plot.read_text()
+    assert "<svg" in (tmp_path / "build.svg").read_text()
+
+
+def test_every_contender_builds_a_cluster_whose_pods_serve_and_leaves_nothing(tmp_path):
+    """The referee fetches a page of its own from every pod, across nodes, before a time counts."""
+    result = python(
+        "-m", "benchmarks", "--only", "cluster", "--clusters", "2x4", "--rounds", "1", "--out", str(tmp_path)
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    samples = json.loads((tmp_path / "cluster.json").read_text())["samples"]
+    assert [sample["contender"] for sample in samples] == [contender.name for contender in CLUSTER]
+    assert [(sample["nodes"], sample["pods"], sample["answered"]) for sample in samples] == [(2, 4, 4)] * len(CLUSTER)
+    assert all(sample["answered_s"] >= sample["build_s"] > 0 for sample in samples)
+    assert all(sample["gone_s"] >= sample["teardown_s"] for sample in samples)
+    assert "<svg" in (tmp_path / "cluster.svg").read_text()
 
 
 def test_the_referee_notices_a_silent_pod_and_a_forgotten_netns():
@@ -77,10 +102,10 @@ def test_an_unknown_contender_is_named_with_those_there_are():
     assert "no contender docker; there are: lower-bound, k8snet" in result.stderr
 
 
-def sample(contender: str, *, pods: int, build_s: float) -> Sample:
+def sample(contender: str, *, pods: int, build_s: float, nodes: int = 0) -> Sample:
     return Sample(
-        contender=contender, round=1, pods=pods, answered=pods, build_s=build_s,
-        teardown_s=0.1, gone_s=0.2, startup_s=0.3,
+        contender=contender, round=1, pods=pods, nodes=nodes, answered=pods, build_s=build_s,
+        answered_s=build_s + 0.5, teardown_s=0.1, gone_s=0.2, startup_s=0.3,
     )  # fmt: skip
 
 
@@ -98,5 +123,25 @@ def test_ratios_and_growth_are_of_the_cost_of_one_pod(tmp_path):
     assert "| **k8snet** | 2.00 | 4.00 | 2.00 | 1.00 | 2.00 |" in text
     assert "| build, times the lower bound | 2.00 | at most 1.3 | **no** |" in text
     assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "last week" not in text
+
+
+def test_a_cluster_counts_as_up_when_the_referee_has_every_answer(tmp_path):
+    """5.7 s by its own account and 0.5 s until all answered are more than 6; and only its own table changes."""
+    results = Results.of([
+        sample("cluster-direct", nodes=2, pods=20, build_s=1.0),
+        sample("cluster-direct", nodes=10, pods=300, build_s=5.7),
+        sample("cluster-cni", nodes=2, pods=20, build_s=2.0),
+        sample("cluster-cni", nodes=10, pods=300, build_s=11.4),
+    ])  # fmt: skip
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\nbuild\n{END}\n{cluster_report.BEGIN}\nlast week\n{cluster_report.END}\nbelow\n")
+    cluster_report.insert(results, readme, command="./run bench --only cluster")
+    text = readme.read_text()
+    assert "| **k8snet**, through Debian's CNI plugins | 2.00 | 2.50 | 11.40 | 11.90 | 38.00 | 2.00 |" in text
+    assert "| up, wired by k8snet, s | 6.20 | at most 6 | **no** |" in text
+    assert "| up, through CNI plugins, s | 11.90 | at most 30 | yes |" in text
+    assert text.startswith(f"{BEGIN}\nbuild\n{END}\n")
     assert text.endswith("below\n")
     assert "last week" not in text
