@@ -1,9 +1,9 @@
 """A cluster that a terminal works on: `k8snet up` builds it, and serves the commands typed in its shell.
 
-k8snet up       the cluster lives in this process, inside a sandbox
-├── a shell, or the command after `--`, with K8SNET_LAB in its environment
-└── a thread that answers at the socket K8SNET_LAB: one JSON line asks, one answers
-        k8snet get | apply | delete | exec | reach | check | diagram
+    k8snet up       the cluster lives in this process, inside a sandbox
+    ├── a shell, or the command after `--`, with K8SNET_LAB in its environment
+    └── a thread that answers at the socket K8SNET_LAB: one JSON line asks, one answers
+            k8snet get | apply | delete | exec | reach | check | diagram
 """
 
 from __future__ import annotations

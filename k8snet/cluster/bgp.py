@@ -1,7 +1,7 @@
 """BGP: one BIRD a node tells the others of its pod CIDR, and puts what it hears into the kernel.
 
-mesh        every node speaks to every other one, as Calico does by default
-reflector   every node speaks to the switch, which passes on what it hears
+    mesh        every node speaks to every other one, as Calico does by default
+    reflector   every node speaks to the switch, which passes on what it hears
 
 All are of one autonomous system (iBGP), on one link, so the next hop is the node itself.
 """

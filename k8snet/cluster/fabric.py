@@ -1,12 +1,12 @@
 """Fabric: what joins the nodes: a switch, a router, and an "internet" beyond it.
 
-node1   node2   node3          each node's eth0 is a cable into the switch
-  └───────┼───────┘
-       switch                  one bridge, br0
-          │ eth0
-       router                  routes between the nodes' network and the internet
-          │ eth1
-       internet                a client's address and a server's
+    node1   node2   node3          each node's eth0 is a cable into the switch
+      └───────┼───────┘
+           switch                  one bridge, br0
+              │ eth0
+           router                  routes between the nodes' network and the internet
+              │ eth1
+           internet                a client's address and a server's
 """
 
 from __future__ import annotations

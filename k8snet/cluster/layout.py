@@ -1,10 +1,10 @@
 """Names and addresses of a cluster: fixed, memorable, and the same in all chapters.
 
-pods       10.244.N.0/24 for node N       fd00:10:244:N::/64
-nodes      172.18.0.N/16                  fd00:172:18::N/64
-services   10.96.0.0/12                   fd00:10:96::/112
-router     172.18.0.254, 203.0.113.1      fd00:172:18::fffe, 2001:db8:113::1
-internet   203.0.113.10 and .80           2001:db8:113::10 and ::80
+    pods       10.244.N.0/24 for node N       fd00:10:244:N::/64
+    nodes      172.18.0.N/16                  fd00:172:18::N/64
+    services   10.96.0.0/12                   fd00:10:96::/112
+    router     172.18.0.254, 203.0.113.1      fd00:172:18::fffe, 2001:db8:113::1
+    internet   203.0.113.10 and .80           2001:db8:113::10 and ::80
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Manifest:
 
 
 def load(*sources: str | Path, stdin: TextIO | None = None, lenient: bool = False) -> Manifest:
-    """Read manifests: files, folders (their *.yaml, *.yml and *.json) and "-" for standard input.
+    """Read manifests: files, folders (what ends with .yaml, .yml or .json in them) and "-" for standard input.
 
     Like: kubectl create --dry-run=server -f SOURCE
 

@@ -1,8 +1,8 @@
 """Pod networks: how a packet for a pod of another node gets there.
 
-routes   as flannel's host-gw: a route to each other node's pod CIDR, via that node
-vxlan    as flannel's vxlan: frames inside UDP 8472, with static neighbours and FDB entries
-bgp      one BIRD a node tells the others of its pod CIDR (bgp.py)
+    routes   as flannel's host-gw: a route to each other node's pod CIDR, via that node
+    vxlan    as flannel's vxlan: frames inside UDP 8472, with static neighbours and FDB entries
+    bgp      one BIRD a node tells the others of its pod CIDR (bgp.py)
 
 A pod network has four verbs: join() a node, leave() it, repair() what has ended, and
 hop(), which says where a node should send packets for another node's pods.

@@ -1,8 +1,8 @@
 """Wiring: how a pod gets its netns, its cable to the node's bridge, and its addresses.
 
-cni      as a container runtime does: a netns with nothing but lo, then CNI ADD of a chain
-         of Debian's plugins (bridge with host-local, portmap) in the node's netns
-direct   k8snet does what that chain does, many pods at once, over netlink
+    cni      as a container runtime does: a netns with nothing but lo, then CNI ADD of a chain
+             of Debian's plugins (bridge with host-local, portmap) in the node's netns
+    direct   k8snet does what that chain does, many pods at once, over netlink
 
 Both leave the same state, leases on disk included; a test compares them. A pod with host
 ports takes the way of cni in either, since portmap writes the rules.

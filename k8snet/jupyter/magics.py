@@ -34,12 +34,15 @@ LOOKING = re.compile(
     r"(?:ip|bridge)\s+(?:-\S+\s+(?:\w+\s+)?)*?(?:a|addr|address|l|link|r|ro|route|n|neigh|neighbour|neighbor|rule|fdb|vlan)"
     r"\s*(?:$|\||show\b|list\b|get\b|ls\b|dev\b)"
 )
+WRITES = re.compile(r"(?<![<>\d&-])\d?>{1,2}(?!&)\s*(?!/dev/(?:null|stdout|stderr)\b)\S")  # a file that later commands read
 ENDS_NETNS = re.compile(r"\bip\s+netns\s+del")
 BETWEEN = re.compile(r"\s*(?:;|&&|\|\||\n)\s*")
 
 
 def looks_only(command: str) -> bool:
     """Return whether a command leaves the network as it is, as far as its words tell."""
+    if WRITES.search(re.sub(r"'[^']*'|\"[^\"]*\"", "''", command)):
+        return False
     parts = [command] if "'" in command or '"' in command else BETWEEN.split(command)
     for part in filter(None, parts):
         text = part.strip()

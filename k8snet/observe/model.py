@@ -1,9 +1,9 @@
 """The rules of the Kubernetes network model, probed for real.
 
-Every pod has an address of its own       read back from its netns
-Every pod reaches every pod, without NAT  TCP, UDP and ICMP; the server sees the pod's own address
-Agents of a node reach its pods           from the node's netns
-Containers of a pod share its network     one netns, one address and MAC, and each other on localhost
+    Every pod has an address of its own       read back from its netns
+    Every pod reaches every pod, without NAT  TCP, UDP and ICMP; the server sees the pod's own address
+    Agents of a node reach its pods           from the node's netns
+    Containers of a pod share its network     one netns, one address and MAC, and each other on localhost
 
 Source: https://kubernetes.io/docs/concepts/cluster-administration/networking/ . Pods with
 hostNetwork have no network of their own, and the rules say nothing of them.

@@ -21,6 +21,7 @@ __all__ = ["link_ids", "read"]
 
 IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
 RT_TABLE_LOCAL, RT_TABLE_DEFAULT = 255, 253
+RTM_F_CLONED = 0x200
 ROUTE_KINDS = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 INTERFACE_SETTINGS = (
     "forwarding",
@@ -41,6 +42,7 @@ DETAILS = {
     "vxlan": {
         "id": "IFLA_VXLAN_ID",
         "local": "IFLA_VXLAN_LOCAL",
+        "local6": "IFLA_VXLAN_LOCAL6",
         "port": "IFLA_VXLAN_PORT",
         "learning": "IFLA_VXLAN_LEARNING",
     },
@@ -118,7 +120,8 @@ def _kind(message: Any) -> tuple[str, tuple[tuple[str, str], ...], bool]:
     kind = str(info.get_attr("IFLA_INFO_KIND"))
     data, port = info.get_attr("IFLA_INFO_DATA"), info.get_attr("IFLA_INFO_SLAVE_DATA")
     wanted = DETAILS.get(kind, {})
-    details = tuple((key, str(data.get_attr(name))) for key, name in wanted.items() if data is not None)
+    told = {key: data.get_attr(name) for key, name in wanted.items()} if data is not None else {}
+    details = tuple((key, str(value)) for key, value in told.items() if value is not None)
     hairpin = bool(port is not None and hasattr(port, "get_attr") and port.get_attr("IFLA_BRPORT_MODE"))
     return kind, details, hairpin
 
@@ -164,8 +167,8 @@ def _routes(messages: list[Any], names: dict[int, str]) -> list[Route]:
     found = []
     for message in messages:
         table = message.get_attr("RTA_TABLE") or message["table"]
-        if table == RT_TABLE_LOCAL or message["type"] not in ROUTE_KINDS:
-            continue
+        if table == RT_TABLE_LOCAL or message["type"] not in ROUTE_KINDS or message["flags"] & RTM_F_CLONED:
+            continue  # cloned: a path MTU that was learnt
         destination = message.get_attr("RTA_DST")
         if message["family"] == 10 and destination and destination.startswith(("fe80:", "ff00:")):
             continue  # comes and goes with each interface

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from k8snet.errors import NotFound
 from k8snet.linux.nsid import ids_of
 from k8snet.observe.diff import Diff, compare
 from k8snet.observe.read import link_ids, read, with_peers
-from k8snet.observe.values import NetnsState, Peer
+from k8snet.observe.values import Interface, NetnsState, Peer
 
 if TYPE_CHECKING:
     from k8snet.lab import Lab
@@ -22,6 +23,7 @@ __all__ = ["Snapshot", "take"]
 
 HOST = "host"
 PERMANENT = "PERMANENT"
+DRAWN = re.compile(r"veth[0-9a-f]{8}")  # what CNI's bridge plugin calls its end of a pair, at random
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ class Snapshot:
         """Return what was built, as nested dicts: the ground of equality.
 
         Left out: indexes, MACs (other tables name them "netns/interface"), what was
-        learnt, listening sockets, counters, handles, carrier.
+        learnt, listening sockets, counters, handles, carrier. A veth whose name a CNI
+        plugin drew is called by the pod that it leads to.
         """
         macs = self._mac_names()
         return {state.name: _config(state, macs) for state in self.netns if not (state.name == HOST and state.pristine)}
@@ -76,7 +79,7 @@ class Snapshot:
         for state in self.netns:
             for one in sorted(state.interfaces, key=lambda one: one.kind != "bridge"):
                 if one.mac and one.kind != "loopback":
-                    found[one.mac] = f"{state.name}/{one.name}"
+                    found[one.mac] = f"{state.name}/{_name(one)}"
         return found
 
     def __eq__(self, other: object) -> bool:
@@ -116,12 +119,26 @@ class Snapshot:
         return "\n".join(f"{state.name}: {', '.join(state.addresses) or '-'}" for state in self.netns) or "empty"
 
 
+def _name(one: Interface) -> str:
+    """Return what an interface is called in a config."""
+    if one.peer and one.peer.netns and DRAWN.fullmatch(one.name):
+        return f"veth of {one.peer.netns}/{one.peer.interface}"
+    return one.name
+
+
+def _peer(one: Interface) -> str | None:
+    if one.peer is None:
+        return None
+    return f"{one.peer.netns}/{'veth' if DRAWN.fullmatch(one.peer.interface) else one.peer.interface}"
+
+
 def _config(state: NetnsState, macs: dict[str, str]) -> dict[str, Any]:
+    names = {one.name: _name(one) for one in state.interfaces}
     return {
         "interfaces": {
-            one.name: {
+            names[one.name]: {
                 "kind": one.kind, "mtu": one.mtu, "up": one.up, "addresses": list(one.addresses), "master": one.master,
-                "peer": f"{one.peer.netns}/{one.peer.interface}" if one.peer else None, "parent": one.parent,
+                "peer": _peer(one), "parent": one.parent,
                 "hairpin": one.hairpin, "details": dict(one.details), "settings": dict(one.settings),
             }
             for one in state.interfaces
@@ -132,7 +149,7 @@ def _config(state: NetnsState, macs: dict[str, str]) -> dict[str, Any]:
             for one in state.neighbours if one.state == PERMANENT
         ],
         "fdb": [
-            f"{macs.get(one.mac, one.mac)} dev {one.port} {one.remote or ''}"
+            f"{macs.get(one.mac, one.mac)} dev {names.get(one.port, one.port)} {one.remote or ''}"
             for one in state.fdb if one.permanent and not _own(state, one.mac, one.port)
         ],
         "rules": {one.program: list(one.lines) for one in state.rules},
