@@ -68,7 +68,7 @@ def doctor(
 ) -> None:
     """Try what this machine can do, and say what is missing and how to get it.
 
-    Exits with 1 where something is missing that chapters 00 to 04 need.
+    Exits with 1 where something is missing that chapters 00 to 08 need.
     """
     import json
 
@@ -230,7 +230,12 @@ def apply(files: Files, *, lenient: Lenient = False) -> None:
 
 
 @app.command()
-def delete(kind: str, name: str, *, namespace: Namespace = "default") -> None:
+def delete(
+    kind: Annotated[str, typer.Argument(help="pod, node, deployment, ...")],
+    name: Annotated[str, typer.Argument(help="Which one.")],
+    *,
+    namespace: Namespace = "default",
+) -> None:
     """Delete an object of the cluster of this shell."""
     _tell("delete", kind=kind, name=name, namespace=namespace)
 

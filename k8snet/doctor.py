@@ -56,7 +56,7 @@ class Ability:
     script: str
     programs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    core: bool = False  # chapters 00 to 04 need it
+    core: bool = False  # chapters 00 to 08 need it
     remedy: str = ""  # where neither a package nor a module is what is missing
 
 
@@ -173,20 +173,22 @@ ABILITIES = (
             script=TCPDUMP),
     Ability(name="iptables-legacy", needed_by="very large sets of Services", programs=("iptables-legacy",),
             modules=("ip_tables", "iptable_nat", "iptable_filter"), script=IPTABLES.format("iptables-legacy")),
-    Ability(name="nft", needed_by="kube-proxy's nftables mode", programs=("nft",),
+    Ability(name="nft", core=True, needed_by="07, and kube-proxy's nftables mode", programs=("nft",),
             modules=("nf_tables", "nft_chain_nat"), script=NFT),
     Ability(name="nft trace", needed_by="the life of a packet", programs=("nft", "ping", "timeout"),
             modules=("nf_tables",), script=NFT_TRACE),
     Ability(name="ipset", needed_by="NetworkPolicy", programs=("ipset", "iptables"),
             modules=("ip_set", "ip_set_hash_ip", "xt_set"), script=IPSET),
-    Ability(name="vxlan", needed_by="pods of several nodes, as an overlay", programs=("ip",), modules=("vxlan",),
+    Ability(name="vxlan", core=True, needed_by="07: pods of several nodes, as an overlay", programs=("ip",),
+            modules=("vxlan",),
             script="ip link add name v type vxlan id 7 dstport 4789 nolearning"),
     Ability(name="macvlan", needed_by="interfaces that share a card", programs=("ip",), modules=("macvlan",),
             script=f"{VETH} ip link add link a name m type macvlan mode bridge"),
-    Ability(name="CNI plugins", needed_by="CNI by hand", script=CNI,
+    Ability(name="CNI plugins", core=True, needed_by="06 and later: pods of a cluster", script=CNI,
             remedy="sudo apt-get install containernetworking-plugins"),
     Ability(name="dnsmasq", needed_by="names by hand", programs=("dnsmasq", "dig"), script=DNSMASQ),
-    Ability(name="bird", needed_by="routes between nodes by BGP", programs=("bird", "birdc"), script=BIRD),
+    Ability(name="bird", core=True, needed_by="07: routes between nodes by BGP", programs=("bird", "birdc"),
+            script=BIRD),
     Ability(name="IPVS", needed_by="kube-proxy's IPVS mode", modules=("ip_vs",), script=_python(IPVS)),
     Ability(name="bpf", needed_by="data planes in eBPF", script=_python(BPF),
             remedy="needs the machine's root, which a sandbox has not"),
@@ -218,7 +220,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all is there that chapters 00 to 04 need."""
+        """Whether all is there that chapters 00 to 08 need."""
         return all(finding.ok for finding in self.findings if finding.core)
 
     def __getitem__(self, ability: str) -> Finding:
@@ -236,7 +238,7 @@ class Report:
         if not missing:
             return "Every chapter can run here."
         if self.ok:
-            return f"Chapters 00 to 04 can run here. Missing for later ones: {', '.join(missing)}."
+            return f"Chapters 00 to 08 can run here. Missing for later ones: {', '.join(missing)}."
         needed = [finding.ability for finding in self.findings if finding.core and not finding.ok]
         return f"Not ready: the first chapters need {needed[0] if SANDBOX.name in needed else ', '.join(needed)}."
 

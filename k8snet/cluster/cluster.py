@@ -20,7 +20,7 @@ from k8snet.cluster.workloads import NodeSpec, PodPlan, node_specs, plan
 from k8snet.errors import InvalidInput, InvalidManifest, NameTaken, NotFound
 from k8snet.lab import Lab
 from k8snet.linux import link
-from k8snet.linux.address import check_netns_name
+from k8snet.linux.address import IPNetwork, check_netns_name
 from k8snet.linux.run import scratch
 
 if TYPE_CHECKING:
@@ -70,19 +70,12 @@ class Cluster:
         self.ip_families = layout.check_families(ip_families)
         self.masquerade = masquerade
         self._progress: Progress = progress or (lambda *_: None)
-        if wiring not in WIRINGS:
-            raise InvalidInput(f"wiring {wiring!r}: one of {', '.join(WIRINGS)}")
-        if pod_network not in pod_networks.KINDS:
-            raise InvalidInput(f"pod_network {pod_network!r}: one of {', '.join(pod_networks.KINDS)}")
+        for what, value, choices in (("wiring", wiring, WIRINGS), ("pod_network", pod_network, pod_networks.KINDS)):
+            if value not in choices:
+                raise InvalidInput(f"{what} {value!r}: one of {', '.join(choices)}")
         specs = complete(nodes, self.ip_families)
-        self._cluster_networks = {
-            family: layout.spanning([of_family(spec.pod_cidrs, family) for spec in specs], default=wide)
-            for family, wide in layout.CLUSTER_NETWORK.items() if family in self.ip_families
-        }  # fmt: skip
-        node_networks = {
-            family: layout.spanning([of_family(spec.addresses, family) for spec in specs], default=wide)
-            for family, wide in layout.NODE_NETWORK.items() if family in self.ip_families
-        }  # fmt: skip
+        self._cluster_networks = self._spanning([spec.pod_cidrs for spec in specs], layout.CLUSTER_NETWORK)
+        node_networks = self._spanning([spec.addresses for spec in specs], layout.NODE_NETWORK)
         self.lab = Lab(name, ipv6="v6" in self.ip_families)
         self.objects: dict[tuple[str, str, str], Any] = {}  # (kind, namespace, name) -> lightkube model
         self.nodes: dict[str, Node] = {}
@@ -101,6 +94,13 @@ class Cluster:
         except BaseException:
             self.lab.close()
             raise
+
+    def _spanning(self, of_nodes: Sequence[Sequence[str]], wide: Mapping[str, str]) -> dict[str, IPNetwork]:
+        """Return, for each family, the network that holds what every node has of it."""
+        return {
+            family: layout.spanning([of_family(one, family) for one in of_nodes], default=wide[family])
+            for family in self.ip_families
+        }
 
     @classmethod
     def from_manifest(

@@ -9,21 +9,20 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 import msgspec
 import yaml
-from lightkube.models.batch_v1 import JobSpec
-from lightkube.models.core_v1 import ContainerPort, NodeSelectorRequirement, PodSpec  # noqa: TC002  # models
-from lightkube.models.meta_v1 import LabelSelectorRequirement, ObjectMeta
+from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Namespace, Node, Pod
 
 from k8snet.cluster import objects as o
+from k8snet.cluster.checks import problems
 from k8snet.cluster.objects import KINDS, KubeObject, Problem, show
-from k8snet.errors import InvalidAddress, InvalidManifest
+from k8snet.errors import InvalidManifest
 from k8snet.linux.address import IPNetwork, host_address, network
 
 try:
@@ -275,7 +274,7 @@ def _item(where: str, document: dict[str, Any], model: type[KubeObject], warning
         item = _Item(where, title, msgspec.convert(document, model))
     except msgspec.ValidationError as error:  # such as a number of more than 64 bits
         raise InvalidManifest(f"{where}, {title}: {error}") from None
-    for problem in _problems(item.obj):
+    for problem in problems(item.obj):
         item.fail(problem.path, problem.text)
     return item
 
@@ -289,147 +288,6 @@ def _with_namespaces(objects: list[KubeObject]) -> tuple[KubeObject, ...]:
         if isinstance(one, Namespace):
             o.meta(one).labels = {**o.labels_of(one), NAMESPACE_LABEL: o.name_of(one)}
     return (*objects, *made)
-
-
-# -- what Kubernetes refuses in one object -------------------------------------------------
-
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
-_RESTART = {"Pod": ("Always", "OnFailure", "Never"), "Job": ("OnFailure", "Never")}  # of others: Always
-_DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
-_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
-MOST_PODS = 10_000  # of one workload
-
-
-def _problems(obj: KubeObject) -> Iterator[Problem]:
-    kind, metadata = o.kind_of(obj), o.meta(obj)
-    if not metadata.name:
-        hint = "; generateName is the API server's, write a name" if metadata.generateName else ""
-        yield Problem("metadata.name", f"is missing{hint}")
-    yield from _name("metadata.name", metadata.name, label=kind in {"Namespace", "Service"})
-    yield from _name("metadata.namespace", metadata.namespace, label=True)
-    if isinstance(obj, Node):
-        yield from _node(obj)
-    elif isinstance(obj, Pod):
-        yield from _addresses("status.podIP", o.addresses_of(obj))
-        if obj.spec or not o.addresses_of(obj):  # a record of an address, for DNS, needs no spec
-            yield from _pod_spec("spec", obj.spec, kind)
-    elif isinstance(obj, o.Workload):
-        yield from _workload(obj, kind)
-
-
-def _name(path: str, name: str | None, *, label: bool) -> Iterator[Problem]:
-    if name and not (_LABEL if label else _SUBDOMAIN).fullmatch(name):
-        what = "63 lower-case letters, digits and '-'" if label else "253 lower-case letters, digits, '-' and '.'"
-        yield Problem(path, f"{show(name)} is not a name: 1 to {what}, with a letter or digit at both ends")
-
-
-def _addresses(path: str, addresses: Iterable[str]) -> Iterator[Problem]:
-    for address in addresses:
-        try:
-            host_address(address)
-        except InvalidAddress as error:
-            yield Problem(path, str(error))
-
-
-def _words(path: str, word: str | None, words: Sequence[str]) -> Iterator[Problem]:
-    if word is not None and word not in words:
-        yield Problem(path, f"{show(word)} is not one of: {', '.join(words)}")
-
-
-def _node(node: Node) -> Iterator[Problem]:
-    versions = set()
-    for cidr in o.pod_cidrs(node):
-        try:
-            version = network(cidr).version
-        except InvalidAddress as error:
-            yield Problem("spec.podCIDR", str(error))
-            continue
-        if "/" not in cidr:
-            yield Problem("spec.podCIDR", f"{show(cidr)} has no prefix length; write it as in 10.244.1.0/24")
-        if version in versions:
-            yield Problem("spec.podCIDRs", f"two of IPv{version}; a node has at most one of each family")
-        versions.add(version)
-    yield from _addresses("status.addresses", o.node_addresses(node))
-
-
-def _workload(obj: o.Workload, kind: str) -> Iterator[Problem]:
-    spec = obj.spec
-    if spec is None:
-        yield Problem("spec", "is missing")
-        return
-    for field in ("replicas", "parallelism", "completions"):
-        count = getattr(spec, field, None) or 0
-        if not 0 <= count <= MOST_PODS:
-            yield Problem(f"spec.{field}", f"{count} is not a number of pods from 0 to {MOST_PODS}")
-    yield from _pod_spec("spec.template.spec", o.pod_spec(obj), kind)
-    if isinstance(spec, JobSpec):  # the API server makes a Job's selector
-        return
-    selector, labels = spec.selector, (spec.template and spec.template.metadata and spec.template.metadata.labels) or {}
-    yield from _requirements("spec.selector.matchExpressions", selector.matchExpressions or [], _OPERATORS)
-    if not selector.matchLabels and not selector.matchExpressions:
-        yield Problem("spec.selector", "is empty; give it matchLabels that the template's labels have")
-    elif not o.matches(selector, labels):
-        given = ", ".join(f"{key}={value}" for key, value in labels.items()) or "none"
-        yield Problem("spec.selector", f"does not select the template's own pods; their labels: {given}")
-
-
-def _requirements(
-    path: str, requirements: Sequence[LabelSelectorRequirement | NodeSelectorRequirement], operators: Sequence[str]
-) -> Iterator[Problem]:
-    for index, one in enumerate(requirements):
-        at = f"{path}[{index}]"
-        yield from _words(f"{at}.operator", one.operator, operators)
-        if bool(one.values) == (one.operator in {"Exists", "DoesNotExist"}):
-            yield Problem(f"{at}.values", f"{one.operator} takes {'no values' if one.values else 'at least one value'}")
-
-
-def _pod_spec(path: str, spec: PodSpec | None, kind: str) -> Iterator[Problem]:
-    if spec is None or not spec.containers:
-        yield Problem(path if spec is None else f"{path}.containers", "is missing; a pod has at least one container")
-        return
-    if spec.restartPolicy is None and kind == "Job":
-        yield Problem(f"{path}.restartPolicy", "is missing; the pods of a Job have OnFailure or Never")
-    yield from _words(f"{path}.restartPolicy", spec.restartPolicy, _RESTART.get(kind, ("Always",)))
-    yield from _words(f"{path}.dnsPolicy", spec.dnsPolicy, _DNS)
-    names: set[str] = set()
-    for field, containers in (("containers", spec.containers), ("initContainers", spec.initContainers or [])):
-        for index, container in enumerate(containers):
-            at = f"{path}.{field}[{index}]"
-            yield from _name(f"{at}.name", container.name, label=True)
-            if container.name in names:
-                yield Problem(f"{at}.name", f"{show(container.name)} is the name of another container of this pod")
-            names.add(container.name)
-            yield from _ports(f"{at}.ports", container.ports or [], bool(spec.hostNetwork))
-    ports = o.host_ports(spec)
-    for index, port in enumerate(ports):
-        if o.clash([port], ports[:index]):
-            yield Problem(f"{path}.containers", f"port {port} of the node is taken twice in one pod")
-    affinity = spec.affinity and spec.affinity.nodeAffinity
-    required = affinity and affinity.requiredDuringSchedulingIgnoredDuringExecution
-    for index, term in enumerate(required.nodeSelectorTerms if required else ()):
-        at = f"{path}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[{index}]"
-        yield from _requirements(f"{at}.matchExpressions", term.matchExpressions or [], (*_OPERATORS, "Gt", "Lt"))
-
-
-def _ports(path: str, ports: Sequence[ContainerPort], host_network: bool) -> Iterator[Problem]:
-    names: set[str] = set()
-    for index, port in enumerate(ports):
-        at = f"{path}[{index}]"
-        for field, number in (("containerPort", port.containerPort), ("hostPort", port.hostPort)):
-            if number is not None and not 1 <= number <= 65535 and (number, field) != (0, "hostPort"):
-                yield Problem(f"{at}.{field}", f"{number} is not a port; ports are 1 to 65535")
-        yield from _words(f"{at}.protocol", port.protocol, ("TCP", "UDP", "SCTP"))
-        yield from _addresses(f"{at}.hostIP", [port.hostIP] if port.hostIP else [])
-        if host_network and port.hostPort and port.hostPort != port.containerPort:
-            yield Problem(f"{at}.hostPort", f"{port.hostPort}: with hostNetwork it is the containerPort or left out")
-        if port.name and not _PORT_NAME.fullmatch(port.name):
-            what = "1 to 15 lower-case letters, at least one, digits and single '-' between them"
-            yield Problem(f"{at}.name", f"{show(port.name)} is not the name of a port: {what}")
-        if port.name in names:
-            yield Problem(f"{at}.name", f"{show(port.name)} is the name of another port of this container")
-        names |= {port.name} if port.name else set()
 
 
 # -- what two objects cannot have at once --------------------------------------------------

@@ -34,7 +34,8 @@ LOOKING = re.compile(
     r"(?:ip|bridge)\s+(?:-\S+\s+(?:\w+\s+)?)*?(?:a|addr|address|l|link|r|ro|route|n|neigh|neighbour|neighbor|rule|fdb|vlan)"
     r"\s*(?:$|\||show\b|list\b|get\b|ls\b|dev\b)"
 )
-WRITES = re.compile(r"(?<![<>\d&-])\d?>{1,2}(?!&)\s*(?!/dev/(?:null|stdout|stderr)\b)\S")  # a file that later commands read
+# a redirection to a file, which later commands may read
+WRITES = re.compile(r"(?<![<>\d&-])\d?>{1,2}(?!&)\s*(?!/dev/(?:null|stdout|stderr)\b)\S")
 ENDS_NETNS = re.compile(r"\bip\s+netns\s+del")
 BETWEEN = re.compile(r"\s*(?:;|&&|\|\||\n)\s*")
 

@@ -183,9 +183,7 @@ def inside_messages(pod: Attachment, *, index: int) -> bytes:
     """
     messages = [_up(LOOPBACK_INDEX), _up(index)]
     for address, gateway in pod.addresses:
-        messages.append(_address(address, index))
-        if gateway:
-            messages.append(_default_route(gateway, index))
+        messages += [_address(address, index), *([_default_route(gateway, index)] if gateway else [])]
     kind, flags = struct.unpack_from("=HH", messages[-1], 4)
     messages[-1] = _message(kind, flags | NLM_F_ACK, messages[-1][_HEADER.size :])
     return b"".join(messages)

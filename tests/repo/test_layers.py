@@ -18,6 +18,7 @@ CORE_LINES = 9_000
 ONE_DOOR = {  # who else may start programs, and why
     "k8snet/linux/run.py": "the door itself",
     "k8snet/sandbox.py": "starts the sandbox",
+    "k8snet/session.py": "gives the terminal to a shell",
 }
 
 
