@@ -128,7 +128,7 @@ def commands_as_blocks(_app: Sphinx, what: str, _name: str, obj: Any, _options: 
             shown += [*_prose(paragraph), ""]
         else:
             shown += [*paragraph, ""] if in_section else ["::", "", *("    " + line for line in paragraph), ""]
-    lines[:] = ["", *shown] if what == "property" else shown  # else napoleon takes "WORDS: ..." for a type
+    lines[:] = ["..", "", *shown] if what == "property" else shown  # napoleon takes a first "WORDS: ..." for a type
 
 
 def _prose(paragraph: list[str]) -> list[str]:

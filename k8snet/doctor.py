@@ -254,13 +254,14 @@ class Report:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(finding.ability)}</td><td><b>{_mark(finding)}</b></td>"
+            f'<tr><td style="text-align:left">{html.escape(finding.ability)}</td><td><b>{_mark(finding)}</b></td>'
             f'<td style="text-align:left">{html.escape(finding.needed_by)}</td>'
             f'<td style="text-align:left;white-space:pre-wrap">{html.escape(_advice(finding))}</td></tr>'
             for finding in self.findings
         )
-        head = "<tr><th>ability</th><th>here</th><th>what needs it</th><th>remedy</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table><p>{html.escape(self.verdict)}</p>"
+        names = ("ability", "here", "what needs it", "remedy")
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in names)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{html.escape(self.verdict)}</p>"
 
 
 def look() -> Report:

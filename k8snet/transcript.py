@@ -87,5 +87,8 @@ class Transcript:
 
     def _repr_html_(self) -> str:
         """Return the commands as a notebook shows them."""
-        shown = html.escape(str(self)) or "nothing yet"
-        return f'<pre class="k8snet-transcript" style="white-space:pre-wrap"><code>{shown}</code></pre>'
+        hanging = "padding-left:4ch;text-indent:-4ch"  # a command that is too long goes on further to the right
+        lines = str(self).splitlines() or ["nothing yet"]
+        shown = "".join(f'<div style="{hanging}">{html.escape(line) or "<br>"}</div>' for line in lines)
+        wrap = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;padding:0"
+        return f'<pre class="k8snet-transcript" style="{wrap}">{shown}</pre>'

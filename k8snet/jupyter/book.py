@@ -166,7 +166,7 @@ def _map(chapters: Sequence[Chapter]) -> str:
     rows = []
     for chapter in chapters:
         cells = (f"[{chapter.title}](chapters/{chapter.path.name})", chapter.summary)
-        rows.append(" | ".join([f"| {chapter.number}", *(cell.replace("|", r"\|") for cell in cells)]) + " |")
+        rows.append(" | ".join([f"| {chapter.number:02}", *(cell.replace("|", r"\|") for cell in cells)]) + " |")
     return "\n".join(["| | Chapter | After it you can |", "|--:|---|---|", *rows, ""])
 
 

@@ -99,7 +99,8 @@ class Capture:
         lost = f"; {self.lost} lost" if self.lost else ""
         return (
             "<div style='overflow-x:auto'><table class='k8snet-packets'>"
-            f"<caption>{where}{lost}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<caption style='text-align:left'>{where}{lost}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
     def save(self, path: str | Path) -> None:

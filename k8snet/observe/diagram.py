@@ -136,7 +136,7 @@ def draw(
         path=checked_path(snapshot, path),
     )  # fmt: skip
     graph = _graph(direction)
-    for state in states:
+    for state in reversed(states):  # dot puts the last cluster on top
         _netns(graph, state, options)
     _edges(graph, states, options)
     return Diagram(finished(graph.pipe(format="svg", encoding="utf-8")), describe(states, options, snapshot), caption)
@@ -216,8 +216,18 @@ def _edges(graph: graphviz.Graph, states: list[NetnsState], options: Options) ->
             there = (one.peer.netns or "", one.peer.interface) if one.peer else None
             if there in shown and frozenset((here, there)) not in drawn:
                 drawn.add(frozenset((here, there)))
-                _edge(graph, here, there, options, color=NEW if options.mark(state, one) == "new" else ACCENT)
+                first, second = sorted((here, there), key=lambda end: _place(states, end))
+                _edge(graph, first, second, options, color=NEW if options.mark(state, one) == "new" else ACCENT)
         _tunnels(graph, state, holders)
+
+
+def _place(states: list[NetnsState], end: tuple[str, str]) -> int:
+    """Return how far right an end goes: a switch's uplink comes to it from the left, its ports lead to the right."""
+    (state,) = (one for one in states if one.name == end[0])
+    if not any(one.kind == "bridge" for one in state.interfaces):
+        return 1
+    one = state.interface(end[1])
+    return 0 if one and one.master else 2
 
 
 def _edge(graph: graphviz.Graph, here: tuple[str, str], there: tuple[str, str], options: Options, **look: str) -> None:

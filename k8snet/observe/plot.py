@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from k8snet.errors import InvalidInput
 from k8snet.observe.diagram import Diagram
@@ -61,6 +62,8 @@ def plot(
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
+        if not bars and all(isinstance(at, int) for points in series.values() for at, _ in points):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # nothing is counted in halves
     _dress(axes, x, y, legend=len(series) > 1)
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):  # text as text; ids of this figure alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["figure", "finished"]
+__all__ = ["figure", "finished", "standalone"]
 
 # name: (what labels.py tells dot, in light, in dark); chosen so that the shapes differ
 # for colour-blind readers too, and so that print in grey stays legible
@@ -61,7 +61,17 @@ def finished(svg: str, *, keep_ids: bool = False) -> str:
 
 def _sized(match: re.Match[str]) -> str:
     width = round(float(match[2]) * 4 / 3)  # CSS pixels; a point is 4/3 of one
-    return f'<svg{match[1]} style="width:{width}px;min-width:{min(width, 540)}px"'
+    least = min(width, max(540, round(width * 0.62)))  # smaller letters than that cannot be read: it scrolls
+    return f'<svg{match[1]} style="width:{width}px;min-width:{least}px"'
+
+
+def standalone(svg: str) -> str:
+    """Return a drawing as an SVG file: its colours follow the viewer's theme."""
+    style = (
+        f"<style>svg{{{_variables(1)}background:var(--k8s-paper)}}"
+        f"@media(prefers-color-scheme:dark){{svg{{{_variables(2)}}}}}</style>"
+    )
+    return svg.replace(">", f">{style}", 1)
 
 
 def figure(svg: str, alt: str, caption: str | None) -> str:

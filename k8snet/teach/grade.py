@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from k8snet.errors import K8snetError
-from k8snet.teach.card import card
+from k8snet.teach.card import card, inline
 
 if TYPE_CHECKING:
     from k8snet.lab import Lab
@@ -84,10 +83,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return the findings as a card."""
-        lines = "".join(
-            f"<li class='{'good' if one.ok else 'bad'}'>{html.escape(str(one))}</li>" for one in self.findings
-        )
-        return card("result", f"{self.title}: {'done' if self.ok else 'not yet'}", f"<ul>{lines}</ul>", good=self.ok)
+        lines = "".join(f"<li class='{'good' if one.ok else 'bad'}'>{inline(str(one))}</li>" for one in self.findings)
+        return card("result", f"{'Done' if self.ok else 'Not yet'}: {self.title}", f"<ul>{lines}</ul>", good=self.ok)
 
 
 def grade(title: str, check: Check, lab: Lab) -> Result:

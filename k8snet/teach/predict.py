@@ -14,7 +14,7 @@ from k8snet.teach.card import STYLE, card, markdown
 
 __all__ = ["Prediction", "predict"]
 
-COMMITTED = "Noted: <b>{choice}</b>. Run on, and see."
+COMMITTED = "Noted: <b>{choice}</b><br>Run on, and see."  # an option may end in a question mark
 
 
 @dataclass(kw_only=True)

@@ -61,11 +61,10 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = executed.run()
     if failed := [name for name, reason in run.outcomes.items() if reason]:
         pytest.fail(f"no book without its chapters: {', '.join(failed)} failed, see tests/notebooks")
-    with executed.alone("html") as folder:
-        said = io.StringIO()
-        code = builder.build(output=folder, executed=run.folder, jobs=2, console=Console(file=said))
-        assert code == 0, said.getvalue()
-        return folder
+    folder, said = tmp_path_factory.mktemp("html"), io.StringIO()
+    code = builder.build(output=folder, executed=run.folder, jobs=2, console=Console(file=said))
+    assert code == 0, said.getvalue()
+    return folder
 
 
 @pytest.fixture(scope="session")

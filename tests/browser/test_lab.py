@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -45,10 +46,9 @@ def url_from(server: subprocess.Popen[bytes]) -> str:
     return found[0].decode()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """`k8snet lab` in a folder and a home of its own; yields its address."""
-    home = tmp_path
+@contextlib.contextmanager
+def serving(home: Path) -> Iterator[str]:
+    """Run `k8snet lab` in a folder and a home of its own; yield its address."""
     own = {"HOME": home, "XDG_STATE_HOME": home / "state", "JUPYTER_CONFIG_DIR": home / "config"}
     process = subprocess.Popen(
         [sys.executable, "-m", "k8snet.cli", "lab", "--no-browser", f"--port={free_port()}", f"--dir={home / 'book'}"],
@@ -67,17 +67,27 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with serving(tmp_path) as address:
+        yield address
+
+
+def open_notebook(page: Page, server: str) -> None:
+    """Open the chapter in JupyterLab, nothing executed yet."""
+    address, _, token = server.partition("?")
+    place = f"{address.split('/lab')[0]}/lab/tree/{find_chapters([CHAPTER])[0].path.name}"
+    page.goto(f"{place}?reset&{token}", timeout=60_000)
+    expect(page.locator(".jp-Notebook")).to_be_visible(timeout=60_000)
+    expect(page.locator(".jp-Toolbar-kernelName")).to_contain_text("k8snet", timeout=60_000)
+
+
+@pytest.fixture
 def notebook(server: str, open_tab: Callable[[Look], Tab]) -> Iterator[Tab]:
     """The chapter, open in JupyterLab with the kernelspec k8snet, nothing executed yet."""
     tab = open_tab(Look(name="lab", width=1400, height=1000, scheme="light"))
     tab.page.unroute("**/*")
     watch(tab, allowed=(server.split("/lab")[0], "data:", "blob:"))
-    chapter = find_chapters([CHAPTER])[0]
-    address, _, token = server.partition("?")
-    place = f"{address.split('/lab')[0]}/lab/tree/{chapter.path.name}"
-    tab.page.goto(f"{place}?reset&{token}", timeout=60_000)
-    expect(tab.page.locator(".jp-Notebook")).to_be_visible(timeout=60_000)
-    expect(tab.page.locator(".jp-Toolbar-kernelName")).to_contain_text("k8snet", timeout=60_000)
+    open_notebook(tab.page, server)
     yield tab
     tab.page.evaluate("() => { window.onbeforeunload = null; }")
 
@@ -112,12 +122,17 @@ def finished(page: Page, cells: int) -> bool:
     return any(prompt.strip() == f"[{cells}]:" for prompt in prompts(page))
 
 
+def run_all(page: Page) -> bool:
+    """Run the whole chapter; return whether it came to its last cell in time."""
+    menu(page, "Run All Cells")
+    cells = len(code_cells(find_chapters([CHAPTER])[0].path))
+    return executed.eventually(lambda: finished(page, cells), timeout_s=RUN_WITHIN_MS / 1000)
+
+
 def test_chapter_2_runs_in_jupyterlab_and_draws_its_diagram(notebook):
     """This is what the book is for: open it, run it, see what the kernel holds."""
     page = notebook.page
-    menu(page, "Run All Cells")
-    cells = len(code_cells(find_chapters([CHAPTER])[0].path))
-    assert executed.eventually(lambda: finished(page, cells), timeout_s=RUN_WITHIN_MS / 1000)
+    assert run_all(page)
     assert page.locator(".jp-Notebook [data-mime-type='application/vnd.jupyter.error']").count() == 0
     assert page.locator(".jp-Notebook [data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts() == []
     figure = page.locator(".jp-Notebook figure svg").first

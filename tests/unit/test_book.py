@@ -104,4 +104,4 @@ def test_gathering_puts_originals_and_pages_side_by_side(tmp_path: Path):
         (tmp_path / folder / "01-x.ipynb").write_text(json.dumps(source))
     target = gather(tmp_path / "out", chapters=find_chapters(source=tmp_path / "in"), executed=tmp_path / "executed")
     assert (target / "_originals" / "01-x.ipynb").read_text() == json.dumps(source)
-    assert "| 1 | [T](chapters/01-x.ipynb) | Says this. |" in (target / "_generated" / "map.md").read_text()
+    assert "| 01 | [T](chapters/01-x.ipynb) | Says this. |" in (target / "_generated" / "map.md").read_text()
