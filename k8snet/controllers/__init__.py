@@ -1,0 +1,1 @@
+"""Controllers: from what Kubernetes objects ask for to what the kernel holds."""

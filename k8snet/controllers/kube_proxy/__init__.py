@@ -1,0 +1,1 @@
+"""kube-proxy: one table of service ports, and a renderer for each data plane."""
