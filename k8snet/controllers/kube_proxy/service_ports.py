@@ -165,7 +165,7 @@ def _spec_ports(service: Service) -> Sequence[Any]:
 
 def _cluster_ip(service: Service, family: str) -> str | None:
     spec = service.spec
-    addresses: list[str | None] = list(spec.clusterIPs or [spec.clusterIP]) if spec else []
+    addresses = [*(spec.clusterIPs or ()), spec.clusterIP] if spec else []
     return next(iter(_of_family(addresses, family)), None)
 
 
