@@ -246,13 +246,16 @@ class SideBySide:
         """Return the formats as the columns of a table; what not all of them have is bold."""
         lines = {version: text.split("\n") for version, text in self.texts.items()}
         common = set.intersection(*({one.strip(" ,") for one in text} for text in lines.values()))
-        head = "".join(f"<th style='text-align:left'>{html.escape(version)}</th>" for version in lines)
+        column = f"text-align:left;vertical-align:top;width:{100 / len(lines):g}%"
+        wrap = "white-space:pre-wrap;overflow-wrap:anywhere;margin:0"
+        head = "".join(f"<th style='{column}'>{html.escape(version)}</th>" for version in lines)
         cells = [
             "\n".join(html.escape(one) if one.strip(" ,") in common else f"<b>{html.escape(one)}</b>" for one in text)
             for text in lines.values()
         ]
-        body = "".join(f"<td style='text-align:left;vertical-align:top'><pre>{cell}</pre></td>" for cell in cells)
-        return f"<div style='overflow-x:auto'><table class='k8snet-json'><tr>{head}</tr><tr>{body}</tr></table></div>"
+        body = "".join(f"<td style='{column}'><pre style='{wrap}'>{cell}</pre></td>" for cell in cells)
+        table = "<table class='k8snet-json' style='table-layout:fixed;width:100%'>"
+        return f"{table}<tr>{head}</tr><tr>{body}</tr></table>"
 
 
 def side_by_side(result: Result, versions: tuple[str, ...] = ("0.2.0", "1.0.0")) -> SideBySide:

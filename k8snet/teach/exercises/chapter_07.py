@@ -172,6 +172,17 @@ WRONG_NODE = Exercise(
 # -- a black hole --------------------------------------------------------------------------
 
 
+def _forbidden(node: NetnsState) -> bool:
+    """Return whether the first rule for what a node sends drops ICMP `fragmentation needed`."""
+    table, rules = "", []
+    for line in node.lines("iptables-nft"):
+        table = line if line.startswith("*") else table
+        if table == "*filter" and line.startswith("-A OUTPUT "):
+            rules.append(line)
+    named = ("fragmentation-needed", "--icmp-type 3/4")
+    return bool(rules) and rules[0].endswith("-j DROP") and any(name in rules[0] for name in named)
+
+
 def _black_hole(network: Snapshot, probe: Prober) -> Iterator[Finding]:
     if missing := _missing(network):
         yield missing
@@ -183,8 +194,8 @@ def _black_hole(network: Snapshot, probe: Prober) -> Iterator[Finding]:
         yield Finding(probe.fetch(caller, f"http://{PODS['web']}").ok, f"{caller} asks for the small page")
     for number in NODES:
         node = network[f"node{number}"]
-        kept = any("fragmentation-needed" in line or "--icmp-type 3/4" in line for line in node.lines("iptables-nft"))
-        yield Finding(kept, f"{node.name} {'keeps' if kept else 'has lost'} the rule of the security department")
+        kept = _forbidden(node)
+        yield Finding(kept, f"{node.name} {'keeps' if kept else 'does not keep'} the rule of the security department")
         sizes = {name: one.mtu for name in ("eth0", OVERLAY) if (one := node.interface(name))}
         same = sizes == {"eth0": 1500, OVERLAY: 1450}
         if not same:

@@ -52,6 +52,9 @@ def _fixed(network: Snapshot, probe: Prober) -> Iterator[Finding]:
         return
     right = address == "10.244.1.50/24"
     yield Finding(right, "that is the address asked for" if right else "but 10.244.1.50/24 was asked for")
+    known = any(line.startswith("-A POSTROUTING -s 10.244.1.50/32 ") for line in network[NODE].lines("iptables-nft"))
+    text = "`bridge` has a rule for it" if known else "but `bridge` has no rule for 10.244.1.50: who gave it?"
+    yield Finding(known, text)
     default = [one for one in network["db"].routes if one.destination == "default"]
     way = bool(default) and default[0].via == GATEWAY
     yield Finding(way, f"db has {'its' if way else 'no'} default route via {GATEWAY}")
@@ -83,6 +86,9 @@ def _conflist(network: Snapshot, probe: Prober) -> Iterator[Finding]:
     yield from findings
     if not address:
         return
+    rules = network[NODE].lines("iptables-nft")
+    published = any(line.startswith("-A CNI-DN-") and "--dport 8080 " in line for line in rules)
+    yield Finding(published, f"portmap has {'a' if published else 'no'} rule for port 8080")
     default = any(one.destination == "default" for one in network["shop"].routes)
     yield Finding(default, "shop has a default route" if default else "shop has no route by which to answer strangers")
     if any((one.protocol, one.port) == ("tcp", 80) for one in network["shop"].sockets):
