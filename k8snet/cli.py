@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from k8snet.errors import K8snetError
+from k8snet.errors import InvalidInput, K8snetError, NotFound
 
 # What a command needs is imported in it, so that `k8snet --help` and `k8snet sandbox` start at once.
 
@@ -25,6 +25,7 @@ kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for 
 app.add_typer(kernelspec, name="kernelspec")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+COMMAND_LAST = {"allow_interspersed_args": False}  # with or without -- before it
 CORES = os.cpu_count() or 1
 
 Folder = Annotated[
@@ -182,7 +183,7 @@ def sandbox(
     sys.exit(_sandbox.run(command, working_copy=writable))
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=COMMAND_LAST)
 def up(
     files: Files,
     command: Annotated[list[str] | None, typer.Argument(help="What to run; without it, a shell.")] = None,
@@ -198,7 +199,7 @@ def up(
     In that shell, `k8snet get`, `exec`, `apply`, `delete`, `reach`, `check` and `diagram` work on the cluster.
     It is gone when the shell ends. Exits with COMMAND's exit code, and with 2 if a manifest cannot be used.
     """
-    _in_sandbox()
+    _in_own_sandbox()
     from k8snet import session
 
     options = _cluster_options(nodes, pod_network, ip_families, wiring)
@@ -207,18 +208,21 @@ def up(
 
 @app.command()
 def get(
-    kind: Annotated[str, typer.Argument(help="pods, nodes, deployments, services, ...")] = "pods",
-    name: Annotated[str | None, typer.Argument(help="One of them.")] = None,
+    kind: Annotated[str, typer.Argument(help="pods, nodes, deployments, pods,services, all, ...")] = "pods",
+    names: Annotated[list[str] | None, typer.Argument(help="Some of them.")] = None,
     *,
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", help="The Kubernetes namespace.", show_default="all")
     ] = None,
+    every: Annotated[bool, typer.Option("--all-namespaces", "-A", help="All namespaces, as without -n.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="wide, name, json or yaml.")] = "wide",
 ) -> None:
     """List objects of the cluster of this shell, with their live state."""
-    if output not in {"wide", "name", "json", "yaml"}:
+    output = output.removeprefix("=")  # kubectl takes -o=json, too
+    if output not in {"", "wide", "name", "json", "yaml"}:
         raise typer.BadParameter("wide, name, json or yaml", param_hint="--output")
-    _tell("get", kind=kind, name=name, namespace=namespace, output=output)
+    kind, named = _kind_and_names(kind, names)
+    _tell("get", kind=kind, names=named, namespace=None if every else namespace, output=output)
 
 
 @app.command()
@@ -231,30 +235,45 @@ def apply(files: Files, *, lenient: Lenient = False) -> None:
 
 @app.command()
 def delete(
-    kind: Annotated[str, typer.Argument(help="pod, node, deployment, ...")],
-    name: Annotated[str, typer.Argument(help="Which one.")],
+    kind: Annotated[str | None, typer.Argument(help="pod, deployment, ...; or KIND/NAME.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Which ones.")] = None,
     *,
+    files: Annotated[
+        list[str] | None, typer.Option("-f", "--filename", help="Manifests whose objects are to go.")
+    ] = None,
     namespace: Namespace = "default",
 ) -> None:
-    """Delete an object of the cluster of this shell."""
-    _tell("delete", kind=kind, name=name, namespace=namespace)
+    """Delete objects of the cluster of this shell."""
+    if files:
+        for file in files:
+            for name, text in _texts(file):
+                _tell("delete_those", text=text, name=name, namespace=namespace)
+        return
+    kind, named = _kind_and_names(kind or "", names)
+    if not named:
+        raise typer.BadParameter("write KIND NAME, KIND/NAME or -f FILE", param_hint="what to delete")
+    _tell("delete", kind=kind, names=named, namespace=namespace)
 
 
-@app.command("exec", context_settings=PASS_ON)
+@app.command("exec", context_settings=COMMAND_LAST)
 def exec_(
-    pod: Annotated[str, typer.Argument(help="A pod (NAME or NAMESPACE/NAME), or a node.")],
+    pod: Annotated[str, typer.Argument(help="A pod (NAME, NAMESPACE/NAME or deploy/NAME), or a node.")],
     command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
     *,
     namespace: Namespace = "default",
     container: Annotated[
-        str | None, typer.Option("--container", "-c", help="Ignored: containers of a pod share its network.")
+        str | None, typer.Option("--container", "-c", help="One of the pod's; they share its network.")
     ] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="As kubectl has it; it is always passed on.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="As kubectl has it; the terminal is this one.")] = False,
 ) -> None:
     """Run COMMAND in the network of a pod of this shell's cluster."""
-    del container
+    del stdin, tty
     from k8snet import session
 
-    answer = session.ask("where", name=pod, namespace=namespace)
+    command, own = _own_options(command)
+    asked = {"namespace": namespace, "container": container, **own}
+    answer = session.ask("where", name=pod, **asked)
     _stop_on_error(answer)
     session.enter(answer["out"], command)
 
@@ -282,12 +301,17 @@ def reach(
     if not files:
         _tell("reach", **asked, as_json=as_json)
         return
-    _in_sandbox()
+    _in_own_sandbox()
     from k8snet import session
     from k8snet.cluster.manifests import load
+    from k8snet.observe.reach import check_asked
+    from k8snet.observe.status import troubles
 
     options = _cluster_options(nodes, pod_network, ip_families, wiring)
+    check_asked(wanted, family, options["ip_families"])
     with session.built(load(*files, lenient=lenient), **options) as cluster:
+        for line in troubles(cluster):
+            typer.echo(line, err=True)
         typer.echo(session.Session(cluster).do_reach(**asked, as_json=as_json)["out"])
 
 
@@ -322,11 +346,16 @@ def diagram(
 
 @cni.command("check")
 def cni_check(
-    plugin: Annotated[Path, typer.Argument(help="The plugin's file.")],
+    plugin: Annotated[str, typer.Argument(help="The plugin's file, or the name of an installed one.")],
     *,
     as_json: AsJson = False,
 ) -> None:
     """Try a CNI plugin against the specification; exit with 1 if it fails."""
+    file = Path(plugin)
+    if ("/" in plugin or file.exists()) and not (file.is_file() and os.access(file, os.X_OK)):
+        what = "is a folder" if file.is_dir() else "is not executable: chmod +x" if file.exists() else "is not there"
+        raise NotFound(f"{plugin} {what}; the check runs a plugin's executable file")
+    file = file.absolute() if file.exists() else file
     _in_sandbox()
     import json
 
@@ -334,7 +363,7 @@ def cni_check(
     from k8snet.lab import Lab
 
     with Lab("cni-check") as lab:
-        report = check_plugin(plugin, lab)
+        report = check_plugin(file, lab)
         typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
     sys.exit(0 if report.ok else 1)
 
@@ -347,8 +376,17 @@ def _in_sandbox() -> None:
         sys.exit(_sandbox.run([sys.executable, "-m", "k8snet.cli", *sys.argv[1:]]))
 
 
+def _in_own_sandbox() -> None:
+    """Go on in a sandbox that holds no other cluster."""
+    from k8snet.session import LAB
+
+    if os.environ.get(LAB):
+        raise InvalidInput("this is the shell of a cluster already; leave it with exit, or use another terminal")
+    _in_sandbox()
+
+
 def _cluster_options(nodes: int | None, pod_network: str, ip_families: str, wiring: str) -> dict[str, Any]:
-    families = tuple(ip_families.split(","))
+    families = tuple(word.strip() for word in ip_families.split(","))
     return {"nodes": nodes, "pod_network": pod_network, "ip_families": families, "wiring": wiring}
 
 
@@ -359,15 +397,44 @@ def _texts(file: str) -> list[tuple[str, str]]:
     return list(texts(file))
 
 
+def _kind_and_names(kind: str, names: list[str] | None) -> tuple[str, list[str]]:
+    """Return the kind and the names of "pod web-1 web-2" or "pod/web-1"."""
+    if "/" not in kind:
+        return kind, list(names or [])
+    parts = [word.partition("/") for word in [kind, *(names or [])]]
+    if any(not name or head != parts[0][0] for head, _, name in parts):
+        raise typer.BadParameter("write KIND NAME ..., or KIND/NAME of one kind", param_hint="what")
+    return parts[0][0], [name for _, _, name in parts]
+
+
+def _own_options(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return a command, and what stood before it, as kubectl allows: POD -it -n NAMESPACE -- COMMAND."""
+    own: dict[str, str] = {}
+    valued = {"-n": "namespace", "--namespace": "namespace", "-c": "container", "--container": "container"}
+    while words and words[0].startswith("-"):
+        word, *words = words
+        name, _, value = word.partition("=")
+        if word == "--":
+            break
+        if name in valued and (value or words):
+            own[valued[name]] = value or words.pop(0)
+        elif word not in {"-i", "-t", "-it", "-ti", "--stdin", "--tty"}:
+            raise typer.BadParameter(f"no such option: {word}; write: k8snet exec POD -- COMMAND", param_hint="exec")
+    return words, own
+
+
 def _tell(verb: str, **arguments: object) -> None:
     """Ask the cluster of this shell, and print what it answers."""
     from k8snet import session
 
     answer = session.ask(verb, **arguments)
     _stop_on_error(answer)
-    typer.echo(answer["out"])
+    if answer["out"]:
+        typer.echo(answer["out"])
+    if answer.get("note"):
+        typer.echo(answer["note"], err=True)
     if answer.get("code"):
-        sys.exit(answer["code"])
+        sys.exit(int(answer["code"]))
 
 
 def _stop_on_error(answer: dict[str, object]) -> None:

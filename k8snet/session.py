@@ -54,6 +54,7 @@ def up(sources: Sequence[str], command: Sequence[str], *, lenient: bool = False,
         InvalidManifest: one cannot be used; nothing was built.
     """
     from k8snet.cluster.manifests import load
+    from k8snet.observe.status import troubles
 
     manifest = load(*sources, lenient=lenient)
     with built(manifest, **options) as cluster, serve(cluster) as path:
@@ -63,6 +64,8 @@ def up(sources: Sequence[str], command: Sequence[str], *, lenient: bool = False,
         console.print(str(cluster.get("nodes")), markup=False, soft_wrap=True)
         console.print()
         console.print(str(cluster.get("pods")), markup=False, soft_wrap=True)
+        for line in troubles(cluster):
+            console.print(line, markup=False, soft_wrap=True)
         if not command:
             console.print("\nA shell with this cluster: k8snet get, exec, apply, delete, reach, check, diagram. "
                           "Leave it with exit; nothing stays.", soft_wrap=True)  # fmt: skip
@@ -198,46 +201,125 @@ class Session:
                 told = {"error": f"{type(error).__name__}: {error}", "code": 1}
             stream.write(json.dumps(told).encode() + b"\n")
 
-    def do_get(self, kind: str, name: str | None, namespace: str | None, output: str) -> dict[str, Any]:
-        """Return a table, or objects as JSON or YAML."""
-        from k8snet.cluster.objects import kind_named
-        from k8snet.observe import status
-
+    def do_get(self, kind: str, names: list[str], namespace: str | None, output: str) -> dict[str, Any]:
+        """Return tables, or objects as JSON or YAML."""
         with self.cluster.lock:
             self.cluster.sync()
-            if output in {"json", "yaml"}:
-                found = status.as_objects(self.cluster, kind, namespace=namespace)
-                if name:
-                    found = _named(found["items"], kind, name)
-                return {"out": _dumped(found, output)}
-            table = status.table(self.cluster, kind, namespace=namespace)
-        rows = tuple(row for row in table.rows if name in (None, row[table.columns.index("NAME")]))
-        if name and not rows:
-            raise NotFound(f"no {kind_named(kind)} {name!r}")
+            asked: list[tuple[str | None, str | None]] = [_split(word) for word in names]
+            found = [
+                self._found(one, space or namespace, name, output)
+                for one in _kinds(kind) for space, name in asked or [(None, None)]
+            ]  # fmt: skip
+            notes = self._notes() if output in {"", "wide"} and "Pod" in _kinds(kind) else ""
+        if output in {"json", "yaml"}:
+            items = [item for each in found for item in each]
+            whole = items[0] if len(names) == 1 == len(items) else {"apiVersion": "v1", "kind": "List", "items": items}
+            return {"out": _dumped(whole, output)}
         if output == "name":
+            return {"out": "\n".join(line for each in found for line in each)}
+        tables: dict[tuple[str, ...], Any] = {}
+        for each in found:
+            before = tables.get(each.columns)
+            tables[each.columns] = type(each)(each.columns, before.rows + each.rows) if before else each
+        shown = [one for one in tables.values() if one.rows] or list(tables.values())[:1]
+        return {"out": "\n\n".join(map(str, shown)), "note": notes}
+
+    def _found(self, kind: str, namespace: str | None, name: str | None, output: str) -> Any:
+        """Return what there is of a kind: objects, names or a table."""
+        from k8snet.observe import status
+
+        if output in {"json", "yaml"}:
+            items = status.as_objects(self.cluster, kind, namespace=namespace)["items"]
+            found: Any = [one for one in items if name in (None, one["metadata"]["name"])]
+            there = bool(found)
+        else:
+            table = status.table(self.cluster, kind, namespace=namespace)
             place = table.columns.index("NAME")
-            return {"out": "\n".join(f"{kind_named(kind).lower()}/{row[place]}" for row in rows)}
-        return {"out": str(type(table)(table.columns, rows))}
+            rows = tuple(row for row in table.rows if name in (None, row[place]))
+            found = [f"{kind.lower()}/{row[place]}" for row in rows] if output == "name" else \
+                type(table)(table.columns, rows)
+            there = bool(rows)
+        if name and not there:
+            raise NotFound(f"no {kind} {name!r}{f' in namespace {namespace!r}' if namespace else ''}")
+        return found
+
+    def _notes(self) -> str:
+        from k8snet.observe.status import troubles
+
+        return "\n".join(troubles(self.cluster))
 
     def do_apply(self, text: str, name: str, lenient: bool) -> dict[str, Any]:
         """Apply the text of a manifest."""
         from k8snet.cluster.manifests import parse
 
         manifest = parse(text, name=name, lenient=lenient)
-        return {"out": "\n".join([*manifest.warnings, *self.cluster.apply(manifest)])}
+        done = [*manifest.warnings, *self.cluster.apply(manifest)]
+        return {"out": "\n".join(done), "note": self._notes()}
 
-    def do_delete(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
-        """Delete an object."""
+    def do_delete(self, kind: str, names: list[str], namespace: str) -> dict[str, Any]:
+        """Delete objects."""
         from k8snet.cluster.objects import kind_named
 
-        self.cluster.delete(kind, name, namespace=namespace)
-        return {"out": f"{kind_named(kind).lower()}/{name} deleted"}
+        done = []
+        for word in names:
+            space, name = _split(word)
+            self.cluster.delete(kind, name, namespace=space or namespace)
+            done.append(f"{kind_named(kind).lower()}/{name} deleted")
+        return {"out": "\n".join(done)}
 
-    def do_where(self, name: str, namespace: str) -> dict[str, Any]:
-        """Return the netns of a pod or a node, for a command that is to run there."""
-        if name in self.cluster.nodes and "/" not in name:
-            return {"out": self.cluster.node(name).netns.name}
-        return {"out": self.cluster.pod(name, namespace=namespace).netns.name}
+    def do_delete_those(self, text: str, name: str, namespace: str) -> dict[str, Any]:
+        """Delete the objects that the text of a manifest describes, the last one first."""
+        from k8snet.cluster import objects
+        from k8snet.cluster.manifests import parse
+
+        manifest, done, missing = parse(text, name=name, lenient=True), [], []
+        with self.cluster.lock:
+            there = {*self.cluster.objects, *(("Node", "", node) for node in self.cluster.nodes)}
+            for one in reversed(manifest.objects):
+                key = objects.key_of(one)
+                if key[0] == "Namespace" and key[2] in manifest.undeclared:
+                    continue
+                if key not in there:
+                    missing.append(f"no {key[0]} {key[2]!r}{f' in namespace {key[1]!r}' if key[1] else ''}")
+                elif key in self.cluster.objects or key[0] == "Node":  # else it went with what was deleted before it
+                    self.cluster.delete(key[0], key[2], namespace=key[1] or namespace)
+                    done.append(f"{key[0].lower()}/{key[2]} deleted")
+        return {"out": "\n".join(done), "note": "\n".join(f"k8snet: {one}" for one in missing), "code": bool(missing)}
+
+    def do_where(self, name: str, namespace: str, container: str | None) -> dict[str, Any]:
+        """Return the netns of a pod, a node, or what joins the nodes, for a command that is to run there."""
+        found = self._place(name, namespace)
+        if isinstance(found, str):
+            return {"out": found}
+        if container:
+            found.container(container)
+        return {"out": found.netns.name}
+
+    def _place(self, name: str, namespace: str) -> Any:
+        """Return a pod, or the name of another netns, for "web-1", "shop/web-1", "deploy/web" or "node1"."""
+        from k8snet.cluster.objects import kind_named
+
+        cluster, (head, _, tail) = self.cluster, name.rpartition("/")
+        if (head or namespace, tail) in cluster.pods:
+            return cluster.pods[head or namespace, tail]
+        if not head:
+            if name in cluster.nodes:
+                return cluster.node(name).netns.name
+            fabric = (cluster.switch, cluster.router, cluster.internet)
+            if name in (one.name for one in fabric):
+                return name
+            return cluster.pod(name, namespace=namespace)
+        try:
+            kind = kind_named(head)
+        except NotFound:
+            return cluster.pod(name)
+        if kind == "Node":
+            return cluster.node(tail).netns.name
+        owner = namespace, f"{kind} {tail}"
+        pods = [one for one in cluster.pods.values() if (one.namespace, one.plan.owner) == owner]
+        if kind != "Pod" and not pods:
+            raise NotFound(f"no pod of {kind} {tail!r} in namespace {namespace!r}")
+        return pods[0] if pods else cluster.pod(tail, namespace=namespace)
 
     def do_reach(self, ports: list[str], timeout_s: float, family: str, as_json: bool) -> dict[str, Any]:
         """Return the matrix of who reaches whom."""
@@ -255,11 +337,20 @@ class Session:
         return {"out": drawing.standalone(), "alt": drawing.alt}
 
 
-def _named(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    for one in items:
-        if one["metadata"]["name"] == name:
-            return one
-    raise NotFound(f"no {kind} {name!r}")
+ALL = ("Pod", "Service", "DaemonSet", "Deployment", "ReplicaSet", "StatefulSet", "Job")  # kubectl get all
+
+
+def _kinds(words: str) -> list[str]:
+    """Return the kinds that "pods", "pods,svc" or "all" means."""
+    from k8snet.cluster.objects import kind_named
+
+    return list(ALL) if words == "all" else [kind_named(word) for word in words.split(",")]
+
+
+def _split(word: str) -> tuple[str | None, str]:
+    """Return namespace and name of "shop/web-1"; None for the namespace of "web-1"."""
+    head, _, tail = word.rpartition("/")
+    return head or None, tail
 
 
 def _dumped(value: Any, output: str) -> str:

@@ -36,7 +36,7 @@ CHANNEL = {"v4": "ipv4", "v6": "ipv6"}
 
 DAEMON = """\
 router id {router_id};
-protocol device {{ }}
+protocol device {{ scan time 1; }}  # soon after a link comes up, routes over it count
 """
 KERNEL = """\
 protocol kernel kernel_{channel} {{
@@ -91,7 +91,7 @@ class Bgp:
     def leave(self, node: Node, others: Sequence[Node]) -> None:
         """Stop the node's BIRD; the others withdraw its routes when the session ends."""
         self._nodes = list(others)
-        if daemon := self._daemons.pop(node.name, None):
+        if daemon := self._daemons.pop(node.netns.name, None):
             daemon.process.stop()
         self._configure()
         self.settle()
@@ -115,7 +115,7 @@ class Bgp:
             wanted = {cidr for other in self._nodes if other is not node for cidr in other.pod_cidrs.values()}
             wait_until(
                 lambda node=node, wanted=wanted: _destinations(node.netns, wanted) == wanted,  # type: ignore[misc]
-                what=f"routes of BGP on {node.name}; `birdc -s {self._daemons[node.name].socket} show protocols` "
+                what=f"routes of BGP on {node.name}; `birdc -s {self._daemons[node.netns.name].socket} show protocols` "
                 "in a sandbox's shell says why", timeout_s=CONVERGED_S, every_s=0.05,
             )  # fmt: skip
         for node in self._nodes if len(self._nodes) > 1 else ():

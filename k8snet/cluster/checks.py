@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lightkube.models.batch_v1 import JobSpec
 from lightkube.models.core_v1 import ContainerPort, NodeSelectorRequirement, PodSpec  # noqa: TC002  # models
 from lightkube.models.meta_v1 import LabelSelectorRequirement  # noqa: TC002  # as above
-from lightkube.resources.core_v1 import Node, Pod
+from lightkube.resources.core_v1 import Node, Pod, Service
+from lightkube.resources.discovery_v1 import EndpointSlice
 
 from k8snet.cluster import objects as o
+from k8snet.cluster.layout import unfit
 from k8snet.cluster.objects import KubeObject, Problem, show
 from k8snet.errors import InvalidAddress
-from k8snet.linux.address import host_address, network
+from k8snet.linux.address import IPAddress, host_address, network
 
 __all__ = ["problems"]
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 _RESTART = {"Pod": ("Always", "OnFailure", "Never"), "Job": ("OnFailure", "Never")}  # of others: Always
 _DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+_PROTOCOLS = ("TCP", "UDP", "SCTP")
+_SERVICE_WORDS = {
+    "type": ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),
+    "sessionAffinity": ("None", "ClientIP"),
+    "internalTrafficPolicy": ("Cluster", "Local"),
+    "externalTrafficPolicy": ("Cluster", "Local"),
+    "ipFamilyPolicy": ("SingleStack", "PreferDualStack", "RequireDualStack"),
+}
 MOST_PODS = 10_000  # of one workload
 
 
@@ -34,6 +46,7 @@ def problems(obj: KubeObject) -> Iterator[Problem]:
         yield Problem("metadata.name", f"is missing{hint}")
     yield from _name("metadata.name", metadata.name, label=kind in {"Namespace", "Service"})
     yield from _name("metadata.namespace", metadata.namespace, label=True)
+    yield from _labels("metadata.labels", metadata.labels)
     if isinstance(obj, Node):
         yield from _node(obj)
     elif isinstance(obj, Pod):
@@ -42,6 +55,10 @@ def problems(obj: KubeObject) -> Iterator[Problem]:
             yield from _pod_spec("spec", obj.spec, kind)
     elif isinstance(obj, o.Workload):
         yield from _workload(obj, kind)
+    elif isinstance(obj, Service):
+        yield from _service(obj)
+    elif isinstance(obj, EndpointSlice):
+        yield from _slice(obj)
 
 
 def _name(path: str, name: str | None, *, label: bool) -> Iterator[Problem]:
@@ -56,6 +73,16 @@ def _addresses(path: str, addresses: Iterable[str]) -> Iterator[Problem]:
             host_address(address)
         except InvalidAddress as error:
             yield Problem(path, str(error))
+
+
+def _labels(path: str, labels: Mapping[str, str] | None) -> Iterator[Problem]:
+    for key, value in (labels or {}).items():
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL_NAME.fullmatch(name) or (slash and not _SUBDOMAIN.fullmatch(prefix)):
+            yield Problem(path, f"{show(key)} is not the key of a label; write it as in app or example.com/app")
+        if value and not _LABEL_NAME.fullmatch(value):
+            what = "up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+            yield Problem(f"{path}.{key}", f"{show(value)} is not the value of a label: {what}")
 
 
 def _words(path: str, word: str | None, words: Sequence[str]) -> Iterator[Problem]:
@@ -73,9 +100,14 @@ def _node(node: Node) -> Iterator[Problem]:
             continue
         if "/" not in cidr:
             yield Problem("spec.podCIDR", f"{show(cidr)} has no prefix length; write it as in 10.244.1.0/24")
+        elif reason := unfit(network(cidr)):
+            yield Problem("spec.podCIDR", f"{cidr} {reason}")
         if version in versions:
             yield Problem("spec.podCIDRs", f"two of IPv{version}; a node has at most one of each family")
         versions.add(version)
+    first = node.spec and node.spec.podCIDR
+    if first and first not in o.pod_cidrs(node)[:1]:
+        yield Problem("spec.podCIDRs", f"the first one is not {first}, the podCIDR")
     yield from _addresses("status.addresses", o.node_addresses(node))
 
 
@@ -89,9 +121,11 @@ def _workload(obj: o.Workload, kind: str) -> Iterator[Problem]:
         if not 0 <= count <= MOST_PODS:
             yield Problem(f"spec.{field}", f"{count} is not a number of pods from 0 to {MOST_PODS}")
     yield from _pod_spec("spec.template.spec", o.pod_spec(obj), kind)
+    template = spec.template and spec.template.metadata
+    yield from _labels("spec.template.metadata.labels", template.labels if template else None)
     if isinstance(spec, JobSpec):  # the API server makes a Job's selector
         return
-    selector, labels = spec.selector, (spec.template and spec.template.metadata and spec.template.metadata.labels) or {}
+    selector, labels = spec.selector, (template.labels if template else None) or {}
     yield from _requirements("spec.selector.matchExpressions", selector.matchExpressions or [], _OPERATORS)
     if not selector.matchLabels and not selector.matchExpressions:
         yield Problem("spec.selector", "is empty; give it matchLabels that the template's labels have")
@@ -145,7 +179,7 @@ def _ports(path: str, ports: Sequence[ContainerPort], host_network: bool) -> Ite
         for field, number in (("containerPort", port.containerPort), ("hostPort", port.hostPort)):
             if number is not None and not 1 <= number <= 65535 and (number, field) != (0, "hostPort"):
                 yield Problem(f"{at}.{field}", f"{number} is not a port; ports are 1 to 65535")
-        yield from _words(f"{at}.protocol", port.protocol, ("TCP", "UDP", "SCTP"))
+        yield from _words(f"{at}.protocol", port.protocol, _PROTOCOLS)
         yield from _addresses(f"{at}.hostIP", [port.hostIP] if port.hostIP else [])
         if host_network and port.hostPort and port.hostPort != port.containerPort:
             yield Problem(f"{at}.hostPort", f"{port.hostPort}: with hostNetwork it is the containerPort or left out")
@@ -155,3 +189,117 @@ def _ports(path: str, ports: Sequence[ContainerPort], host_network: bool) -> Ite
         if port.name in names:
             yield Problem(f"{at}.name", f"{show(port.name)} is the name of another port of this container")
         names |= {port.name} if port.name else set()
+
+
+# -- Services and EndpointSlices -----------------------------------------------------------
+
+
+def _number(path: str, number: int | None, *, zero: bool = False) -> Iterator[Problem]:
+    if number is not None and not 1 <= number <= 65535 and not (zero and number == 0):
+        yield Problem(path, f"{number} is not a port; ports are 1 to 65535")
+
+
+def _of_family(path: str, text: str, family: str) -> Iterator[Problem]:
+    """Refuse what is not an address, or one of another family than "IPv4" or "IPv6"; "" is any."""
+    try:
+        found: IPAddress = host_address(text)
+    except InvalidAddress as error:
+        yield Problem(path, str(error))
+        return
+    if family in {"IPv4", "IPv6"} and family != f"IPv{found.version}":
+        yield Problem(path, f"{text} is not an {family} address")
+
+
+def _service(service: Service) -> Iterator[Problem]:
+    spec = service.spec
+    if spec is None:
+        return
+    for field, words in _SERVICE_WORDS.items():
+        yield from _words(f"spec.{field}", getattr(spec, field), words)
+    for index, family in enumerate(spec.ipFamilies or ()):
+        yield from _words(f"spec.ipFamilies[{index}]", family, ("IPv4", "IPv6"))
+    yield from _cluster_ips(service)
+    yield from _service_ports(service)
+    for index, address in enumerate(spec.externalIPs or ()):
+        yield from _of_family(f"spec.externalIPs[{index}]", address, "")
+    for index, text in enumerate(spec.loadBalancerSourceRanges or ()):
+        try:
+            found = "/" in text and ipaddress.ip_network(text.strip(), strict=False)
+        except ValueError:
+            found = False
+        if not found:
+            path = f"spec.loadBalancerSourceRanges[{index}]"
+            yield Problem(path, f"{show(text)} is not a network; write it as in 203.0.113.0/24")
+    client = spec.sessionAffinityConfig and spec.sessionAffinityConfig.clientIP
+    seconds = client.timeoutSeconds if client else None
+    if seconds is not None and not 1 <= seconds <= 86400:
+        yield Problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", f"{seconds} is not 1 to 86400 seconds")
+    yield from _number("spec.healthCheckNodePort", spec.healthCheckNodePort, zero=True)
+    balancer = service.status and service.status.loadBalancer
+    for index, one in enumerate((balancer.ingress if balancer else None) or ()):
+        at = f"status.loadBalancer.ingress[{index}]"
+        yield from _of_family(f"{at}.ip", one.ip, "") if one.ip else ()
+        yield from _words(f"{at}.ipMode", one.ipMode, ("VIP", "Proxy"))
+
+
+def _cluster_ips(service: Service) -> Iterator[Problem]:
+    spec = service.spec
+    assert spec is not None  # noqa: S101  # one without has been dealt with
+    families, several = spec.ipFamilies or [], spec.clusterIPs or []
+    if spec.clusterIP and several and several[0] != spec.clusterIP:
+        yield Problem("spec.clusterIPs", f"the first one is not {spec.clusterIP}, the clusterIP")
+    named = [("spec.clusterIP", spec.clusterIP), *((f"spec.clusterIPs[{n}]", one) for n, one in enumerate(several))]
+    for path, text in named:
+        if text and text != "None":
+            number = int(path[-2]) if path.endswith("]") else 0
+            yield from _of_family(path, text, families[number] if number < len(families) else "")
+
+
+def _service_ports(service: Service) -> Iterator[Problem]:
+    spec = service.spec
+    assert spec is not None  # noqa: S101  # as above
+    names: set[str] = set()
+    taken: set[tuple[str, int, str]] = set()
+    several = len(spec.ports or ()) > 1
+    for index, port in enumerate(spec.ports or ()):
+        at, protocol = f"spec.ports[{index}]", port.protocol or "TCP"
+        yield from _words(f"{at}.protocol", protocol, _PROTOCOLS)
+        yield from _port_name(f"{at}.name", port.name, names, missing=several)
+        for field, number in (("port", port.port), ("nodePort", port.nodePort)):
+            yield from _number(f"{at}.{field}", number, zero=field == "nodePort")
+            if number and (field, number, protocol) in taken:
+                yield Problem(f"{at}.{field}", f"{protocol} {number} is a port of this Service already")
+            taken.add((field, number or 0, protocol))
+        if port.nodePort and spec.type == "ClusterIP":
+            yield Problem(f"{at}.nodePort", f"{port.nodePort}: a Service of type ClusterIP has none; use type NodePort")
+        if isinstance(port.targetPort, int):
+            yield from _number(f"{at}.targetPort", port.targetPort, zero=True)
+        elif port.targetPort and not _PORT_NAME.fullmatch(port.targetPort):
+            yield Problem(f"{at}.targetPort", f"{show(port.targetPort)} is neither a port nor the name of one")
+
+
+def _port_name(path: str, name: str | None, names: set[str], *, missing: bool) -> Iterator[Problem]:
+    if not name:
+        if missing:
+            yield Problem(path, "is missing; where there are several ports, each has a name")
+        return
+    if not _LABEL.fullmatch(name):
+        what = "1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends"
+        yield Problem(path, f"{show(name)} is not the name of a port: {what}")
+    if name in names:
+        yield Problem(path, f"{show(name)} is the name of another port already")
+    names.add(name)
+
+
+def _slice(one: EndpointSlice) -> Iterator[Problem]:
+    yield from _words("addressType", one.addressType, ("IPv4", "IPv6", "FQDN"))
+    for index, endpoint in enumerate(one.endpoints or ()):
+        if not endpoint.addresses:
+            yield Problem(f"endpoints[{index}].addresses", "is empty; an endpoint has at least one address")
+        for number, address in enumerate(endpoint.addresses if one.addressType != "FQDN" else ()):
+            yield from _of_family(f"endpoints[{index}].addresses[{number}]", address, one.addressType)
+    names: set[str] = set()
+    for index, port in enumerate(one.ports or ()):
+        yield from _words(f"ports[{index}].protocol", port.protocol, _PROTOCOLS)
+        yield from _number(f"ports[{index}].port", port.port)
+        yield from _port_name(f"ports[{index}].name", port.name, names, missing=False)

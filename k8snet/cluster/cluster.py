@@ -14,13 +14,13 @@ from k8snet.cluster.fabric import FABRIC, Fabric
 from k8snet.cluster.manifests import Manifest, load, parse
 from k8snet.cluster.node import BRIDGE, Node
 from k8snet.cluster.pod import Pod
-from k8snet.cluster.specs import complete, of_family, pod_document
+from k8snet.cluster.specs import check_addresses, check_change, check_new, complete, networks, of_family, pod_document
 from k8snet.cluster.wiring import WIRINGS, forget
 from k8snet.cluster.workloads import NodeSpec, PodPlan, node_specs, plan
 from k8snet.errors import InvalidInput, InvalidManifest, NameTaken, NotFound
 from k8snet.lab import Lab
 from k8snet.linux import link
-from k8snet.linux.address import IPNetwork, check_netns_name
+from k8snet.linux.address import check_netns_name
 from k8snet.linux.run import scratch
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ class Cluster:
         for what, value, choices in (("wiring", wiring, WIRINGS), ("pod_network", pod_network, pod_networks.KINDS)):
             if value not in choices:
                 raise InvalidInput(f"{what} {value!r}: one of {', '.join(choices)}")
-        specs = complete(nodes, self.ip_families)
-        self._cluster_networks = self._spanning([spec.pod_cidrs for spec in specs], layout.CLUSTER_NETWORK)
-        node_networks = self._spanning([spec.addresses for spec in specs], layout.NODE_NETWORK)
+        specs = complete(nodes or 0, self.ip_families)
+        self._cluster_networks, node_networks = networks(specs, self.ip_families)
         self.lab = Lab(name, ipv6="v6" in self.ip_families)
         self.objects: dict[tuple[str, str, str], Any] = {}  # (kind, namespace, name) -> lightkube model
         self.nodes: dict[str, Node] = {}
@@ -94,13 +93,6 @@ class Cluster:
         except BaseException:
             self.lab.close()
             raise
-
-    def _spanning(self, of_nodes: Sequence[Sequence[str]], wide: Mapping[str, str]) -> dict[str, IPNetwork]:
-        """Return, for each family, the network that holds what every node has of it."""
-        return {
-            family: layout.spanning([of_family(one, family) for one in of_nodes], default=wide[family])
-            for family in self.ip_families
-        }
 
     @classmethod
     def from_manifest(
@@ -126,8 +118,12 @@ class Cluster:
         if specs and nodes is not None and nodes != len(specs):
             raise InvalidManifest(f"the manifest has {len(specs)} Node objects, and {nodes} nodes were asked for")
         families = layout.check_families(options.get("ip_families", ("v4",)))
-        plan(manifest.objects, nodes=complete(specs or nodes or 2, families))  # refused before anything is built
-        cluster = cls(specs or nodes or 2, **options)
+        nodes = 2 if nodes is None else nodes
+        known = complete(specs or nodes, families)
+        of_pods, of_nodes = networks(known, families)
+        check_new(specs, taken=FABRIC, pods=of_pods, nodes=of_nodes)
+        check_addresses(plan(manifest.objects, nodes=known), known)  # refused before anything is built
+        cluster = cls(specs or nodes, **options)
         try:
             cluster.apply(manifest)
         except BaseException:
@@ -215,11 +211,10 @@ class Cluster:
             InvalidName, NameTaken: it cannot be called so.
         """
         with self.lock:
-            spec = complete(
-                [NodeSpec(name=name or f"node{self._free_number()}", labels=dict(labels or {}))], self.ip_families,
-                taken={node.number for node in self.nodes.values()},
-            )[0]  # fmt: skip
-            made = self._add_node(spec)
+            names = (f"node{number}" for number in range(self._free_number(), 2 * layout.MOST_NODES))
+            name = name or next(one for one in names if one not in self.lab)
+            spec = NodeSpec(name=name, labels=dict(labels or {}))
+            made = self._add_node(complete([spec], self.ip_families, running=self._specs())[0])
             self.pod_network.settle()
             self._reconcile()
             return made
@@ -248,9 +243,9 @@ class Cluster:
         return next(number for number in range(1, layout.MOST_NODES + 2) if number not in taken)
 
     def _add_node(self, spec: NodeSpec) -> Node:
-        if spec.name in {*self.nodes, *FABRIC, "host"} or spec.name in self.lab:
+        if spec.name in {*self.nodes, *FABRIC, "host"} or layout.short(spec.name) in self.lab:
             raise NameTaken(f"node {spec.name!r}: there is a netns of that name already")
-        netns = self.lab.netns(check_netns_name(spec.name), forward=True)
+        netns = self.lab.netns(check_netns_name(layout.short(spec.name)), forward=True)
         node = Node(
             name=spec.name, number=self._free_number(), netns=netns, labels=spec.labels,
             unschedulable=spec.unschedulable, folder=self._folder / spec.name,
@@ -287,6 +282,7 @@ class Cluster:
         Raises:
             InvalidManifest: it cannot be used; the cluster is as it was.
         """
+        self.lab.worker  # noqa: B018  # raises LabClosed
         manifest = source if isinstance(source, Manifest) else _loaded(source, lenient=lenient)
         with self.lock:
             merged = dict(self.objects)
@@ -298,9 +294,15 @@ class Cluster:
                 lines.append(f"{key[0].lower()}/{key[2]} {word}")
                 merged[key] = one
             new = [spec for spec in node_specs(list(merged.values())) if spec.name not in self.nodes]
-            specs = [*self._specs(), *complete(new, self.ip_families, taken={n.number for n in self.nodes.values()})]
-            self._check_nodes(merged)
+            specs = [*self._specs(), *complete(new, self.ip_families, running=self._specs())]
+            check_change(node_specs(list(merged.values())), self._specs())
+            check_new(
+                specs[len(self.nodes) :], taken=[*FABRIC, *(one.name for one in self.lab)],
+                pods=self._cluster_networks, nodes=self.fabric.networks,
+            )  # fmt: skip
             plans = plan(list(merged.values()), nodes=specs, placed=self._placed())
+            given = set(map(objects.key_of, manifest.objects))
+            check_addresses([one for one in plans if ("Pod", *one.key) in given], specs)
             self.objects = merged
             for spec in specs[len(self.nodes) :]:
                 self._add_node(spec)
@@ -336,6 +338,7 @@ class Cluster:
         Raises:
             NotFound: there is no such object.
         """
+        self.lab.worker  # noqa: B018  # raises LabClosed
         canonical = objects.kind_named(kind)
         with self.lock:
             if canonical == "Node":
@@ -351,14 +354,6 @@ class Cluster:
             else:
                 del self.objects[key]
             self._reconcile()
-
-    def _check_nodes(self, merged: Mapping[tuple[str, str, str], Any]) -> None:
-        """Refuse a Node whose networks differ from those that it has."""
-        for spec in node_specs(list(merged.values())):
-            node = self.nodes.get(spec.name)
-            for cidr in spec.pod_cidrs if node else ():
-                if cidr not in node.pod_cidrs.values():  # type: ignore[union-attr]  # there is one
-                    raise InvalidManifest(f"Node {spec.name}: spec.podCIDR: a running node cannot change it to {cidr}")
 
     def _specs(self) -> list[NodeSpec]:
         return [
@@ -434,6 +429,7 @@ class Cluster:
 
         The kubelet does so all the time; a cluster does it before each look at its pods.
         """
+        self.lab.worker  # noqa: B018  # raises LabClosed
         with self.lock:
             repaired = self.pod_network.repair(list(self.nodes.values()))
             for pod in self.pods.values():
@@ -482,11 +478,12 @@ class Cluster:
         """Return a drawing of nodes, pods and what joins them. See k8snet.observe.cluster_diagram.draw()."""
         from k8snet.observe.cluster_diagram import draw
 
+        self.lab.worker  # noqa: B018  # raises LabClosed
         return draw(self, **options)
 
 
 def _loaded(source: str | Path | Iterable[Any], *, lenient: bool) -> Manifest:
-    if isinstance(source, str) and "\n" in source:
+    if isinstance(source, str) and ("\n" in source or not source.strip()):
         return parse(source, lenient=lenient)
     if isinstance(source, str | Path):
         return load(source, lenient=lenient)

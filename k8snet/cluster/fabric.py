@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from k8snet.cluster.layout import INTERNET, family_of, router_address
 from k8snet.cluster.node import UPLINK
+from k8snet.errors import NameTaken
+from k8snet.linux import nsfs
 from k8snet.linux.link import End
 
 if TYPE_CHECKING:
@@ -39,7 +41,12 @@ class Fabric:
 
         Args:
             networks: family -> the network of the nodes.
+
+        Raises:
+            NameTaken: another cluster is open.
         """
+        if FABRIC[0] in nsfs.names():
+            raise NameTaken(f"another cluster is open in this sandbox, with a {FABRIC[0]} of its own; close it first")
         self.lab, self.networks = lab, networks
         self.router_addresses = {family: router_address(network) for family, network in networks.items()}
         self.switch = lab.netns("switch")

@@ -30,7 +30,9 @@ __all__ = [
     "pod_cidr",
     "port_name",
     "router_address",
+    "short",
     "spanning",
+    "unfit",
 ]
 
 FAMILIES = ("v4", "v6")
@@ -50,8 +52,8 @@ def check_families(families: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidInput: other ones.
     """
-    if tuple(families) not in {("v4",), ("v4", "v6")}:
-        raise InvalidInput(f'ip_families {tuple(families)!r}: ("v4",), or ("v4", "v6") for dual-stack')
+    if isinstance(families, str | None) or tuple(families) not in {("v4",), ("v4", "v6")}:
+        raise InvalidInput(f'ip_families {families!r}: ("v4",), or ("v4", "v6") for dual-stack')
     return tuple(families)
 
 
@@ -101,8 +103,12 @@ def netns_name(namespace: str, name: str, *, taken: Collection[str]) -> str:
         taken: names that other things have: nodes, the switch, the router, the internet.
     """
     plain = namespace == "default" and "." not in name and name not in taken and name != "host"
-    text = name if plain else f"{namespace}.{name}"
-    return text if len(text) <= LONGEST_NETNS else f"{text[: LONGEST_NETNS - 9]}-{_digest(text)[:8]}"
+    return short(name if plain else f"{namespace}.{name}")
+
+
+def short(name: str) -> str:
+    """Return *name* if it can be that of a netns, else its beginning and a digest of all of it."""
+    return name if len(name) <= LONGEST_NETNS else f"{name[: LONGEST_NETNS - 9]}-{_digest(name)[:8]}"
 
 
 def port_name(namespace: str, name: str) -> str:
@@ -117,6 +123,18 @@ def container_id(namespace: str, name: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unfit(cidr: IPNetwork) -> str:
+    """Return why *cidr* cannot be the pod CIDR of a node, or ""."""
+    if cidr.num_addresses < 4:
+        return "is too small: it has no room for a gateway and a pod"
+    if cidr.is_loopback or cidr.is_multicast or cidr.is_link_local:
+        return "is not for pods: its addresses are loopback, link-local or multicast ones"
+    far = network(str(ipaddress.ip_interface(INTERNET[family_of(cidr)][0]).network))
+    if cidr.overlaps(far):
+        return f"overlaps {far}, which is the internet of this lab"
+    return ""
 
 
 def check_disjoint(named: Sequence[tuple[str, str]]) -> None:

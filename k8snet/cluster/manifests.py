@@ -42,6 +42,7 @@ class Manifest:
     objects: tuple[KubeObject, ...]
     not_used: Counter[str]  # kind -> how many: kinds that have no effect on the network
     warnings: tuple[str, ...] = ()
+    undeclared: frozenset[str] = frozenset()  # namespaces that are used but not declared
 
     @property
     def not_used_line(self) -> str:
@@ -89,10 +90,12 @@ def texts(source: str | Path, stdin: TextIO | None = None) -> Iterator[tuple[str
     Raises:
         InvalidManifest: it cannot be read, or a folder has none.
     """
-    path = Path(source)
+    path, name = Path(source), "standard input" if str(source) == "-" else str(source)
+    if not str(source):
+        raise InvalidManifest("a manifest without a name; name a file, a folder, or - for standard input")
     try:
         if str(source) == "-":
-            yield "standard input", (stdin or sys.stdin).read()
+            yield name, stdin.read() if stdin else sys.stdin.buffer.read().decode("utf-8-sig")
         elif path.is_dir():
             files = sorted(one for one in path.iterdir() if one.suffix in {".yaml", ".yml", ".json"} and one.is_file())
             if not files:
@@ -100,11 +103,11 @@ def texts(source: str | Path, stdin: TextIO | None = None) -> Iterator[tuple[str
             for one in files:
                 yield from texts(one, stdin)
         else:
-            yield str(source), path.read_text(encoding="utf-8-sig")
+            yield name, path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidManifest(f"{source}: not text in UTF-8: {error.reason} at byte {error.start}") from None
+        raise InvalidManifest(f"{name}: not text in UTF-8: {error.reason} at byte {error.start}") from None
     except OSError as error:
-        raise InvalidManifest(f"{source}: cannot be read: {error.strerror}") from None
+        raise InvalidManifest(f"{name}: cannot be read: {error.strerror}") from None
 
 
 def _documents(name: str, text: str) -> Iterator[_Document]:
@@ -123,16 +126,17 @@ def _documents(name: str, text: str) -> Iterator[_Document]:
 
 def _items(where: str, document: Any) -> Iterator[_Document]:
     kind = document.get("kind") if isinstance(document, dict) else None
-    if not isinstance(kind, str) or not kind.endswith("List") or "items" not in document:
+    if not isinstance(kind, str) or not kind.endswith("List") or ("items" not in document and kind != "List"):
         yield where, document
         return
-    items = document["items"] or []
+    items = document.get("items") or []
     if not isinstance(items, list):
         raise InvalidManifest(f"{where}, {kind}: items: {show(items)} is not a list")
     if kind != "List":  # the API's own lists leave out what is the same in all items
         head = {"apiVersion": document.get("apiVersion"), "kind": kind.removesuffix("List")}
         items = [{**head, **one} if isinstance(one, dict) else one for one in items]
-    yield from ((f"{where}, item {number}", one) for number, one in enumerate(items, 1))
+    for number, one in enumerate(items, 1):
+        yield from _items(f"{where}, item {number}", one)
 
 
 def _values(name: str, text: str) -> Iterator[Any]:
@@ -241,7 +245,8 @@ def _read(texts: Iterable[tuple[str, str]], lenient: bool) -> Manifest:
     _check_names(items)
     nodes = _check_nodes(items)
     _check_pods(items, nodes)
-    return Manifest(_with_namespaces([item.obj for item in items]), not_used, tuple(warnings))
+    objects, undeclared = _with_namespaces([item.obj for item in items])
+    return Manifest(objects, not_used, tuple(warnings), undeclared)
 
 
 def _model(where: str, document: Any) -> type[KubeObject] | None:
@@ -279,15 +284,15 @@ def _item(where: str, document: dict[str, Any], model: type[KubeObject], warning
     return item
 
 
-def _with_namespaces(objects: list[KubeObject]) -> tuple[KubeObject, ...]:
-    """Return *objects* with every namespace that they use, each with the label that names it."""
+def _with_namespaces(objects: list[KubeObject]) -> tuple[tuple[KubeObject, ...], frozenset[str]]:
+    """Return *objects* with every namespace that they use, each with the label that names it, and those added."""
     declared = {o.name_of(one) for one in objects if isinstance(one, Namespace)}
     used = dict.fromkeys(o.namespace_of(one) for one in objects if o.namespace_of(one) not in {"", *declared})
     made = [Namespace(apiVersion="v1", kind="Namespace", metadata=ObjectMeta(name=name)) for name in used]
     for one in [*objects, *made]:
         if isinstance(one, Namespace):
             o.meta(one).labels = {**o.labels_of(one), NAMESPACE_LABEL: o.name_of(one)}
-    return (*objects, *made)
+    return (*objects, *made), frozenset(used)
 
 
 # -- what two objects cannot have at once --------------------------------------------------

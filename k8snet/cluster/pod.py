@@ -80,7 +80,7 @@ class Container:
         """Start its servers; await_ready() tells when they answer. An error becomes the container's state."""
         self.state, self.reason, self.started_at = "Running", "", time.time()
         try:
-            for port in self.ports:
+            for port in {(one.protocol, one.number): one for one in self.ports}.values():  # some have two names
                 self._serve(port)
         except (K8snetError, OSError) as error:
             self._fail(str(error))

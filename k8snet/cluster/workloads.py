@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,17 @@ from lightkube.resources.core_v1 import Node, Pod
 
 from k8snet.cluster import objects as o
 from k8snet.cluster.objects import HostPort, KubeObject, Workload
+from k8snet.linux.address import host_address, network
 
 __all__ = ["HOSTNAME", "NodeSpec", "PodPlan", "node_specs", "plan"]
 
 HOSTNAME = "kubernetes.io/hostname"  # a label that every node has
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # Kubernetes's words for the kernel's
+_ARCH = ARCHITECTURES.get(platform.machine(), platform.machine())
+OF_KUBELET = {  # labels that manifests of agents and controllers select nodes by
+    f"{prefix}kubernetes.io/{key}": value
+    for prefix in ("", "beta.") for key, value in (("os", "linux"), ("arch", _ARCH))
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +34,14 @@ class NodeSpec:
     """What the scheduler and the cluster need to know of a node."""
 
     name: str
-    labels: Mapping[str, str] = field(default_factory=dict)  # HOSTNAME is added
+    labels: Mapping[str, str] = field(default_factory=dict)  # HOSTNAME and OF_KUBELET are added
     pod_cidrs: tuple[str, ...] = ()  # at most one of each family; () leaves the choice to the cluster
     addresses: tuple[str, ...] = ()  # InternalIPs, likewise
     unschedulable: bool = False  # cordoned: takes the pods that name it, and those of DaemonSets
 
     def __post_init__(self) -> None:
-        """Add the label that every node has."""
-        object.__setattr__(self, "labels", {HOSTNAME: self.name, **self.labels})
+        """Add the labels that the kubelet gives every node."""
+        object.__setattr__(self, "labels", {HOSTNAME: self.name, **OF_KUBELET, **self.labels})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,8 @@ def plan(objects: Sequence[KubeObject], *, nodes: Sequence[NodeSpec], placed: Se
     Pods of a Deployment, ReplicaSet or Job are NAME-1, NAME-2, ...; of a StatefulSet NAME-0, ...; of a
     DaemonSet NAME-NODE. Pods that are among *objects* already, as in a dump of a live cluster, count for
     the workloads that own them. A pod goes to its spec.nodeName, else to the node with the fewest pods of
-    those that its nodeSelector, required node affinity and ports of the node leave.
+    those that its nodeSelector, required node affinity and ports of the node leave; one whose address is
+    given already goes where that belongs.
 
     Args:
         placed: the plans of pods that run already; they keep their node, and what they take of it.
@@ -87,10 +96,20 @@ def plan(objects: Sequence[KubeObject], *, nodes: Sequence[NodeSpec], placed: Se
     homes = {
         index: board.place(pod, home)
         for index, (pod, _) in enumerate(wanted)
-        if (home := (pod.spec and pod.spec.nodeName) or kept.get((o.namespace_of(pod), o.name_of(pod))))
+        if (home := (pod.spec and pod.spec.nodeName) or kept.get((o.namespace_of(pod), o.name_of(pod)))
+            or _home_of(o.addresses_of(pod)[:1], nodes))
     }  # those that have no choice come first, so that the others spread evenly round them
     homes |= {index: board.place(pod) for index, (pod, _) in enumerate(wanted) if index not in homes}
     return [_pod_plan(pod, owner, *homes[index]) for index, (pod, owner) in enumerate(wanted)]
+
+
+def _home_of(addresses: Sequence[str], nodes: Sequence[NodeSpec]) -> str | None:
+    """Return the node whose pod CIDR holds an address, if there is one."""
+    for address in map(host_address, addresses):
+        for node in nodes:
+            if any(address in network(cidr) for cidr in node.pod_cidrs):
+                return node.name
+    return None
 
 
 def _pod_plan(pod: Pod, owner: str, node: str | None, reason: str) -> PodPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import tempfile
@@ -81,10 +82,12 @@ class Cache:
         self.path(network, container_id, interface).unlink(missing_ok=True)
 
     def all(self, network: str | None = None) -> list[CachedAttachment]:
-        """Return every attachment, or those of one network, by name."""
-        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        found = [one for path in paths if not path.name.startswith(".") if (one := _read(path))]
-        return [one for one in found if network in {None, one.network}]
+        """Return every attachment, or those of one network, by name; what cannot be read is left out, as by libcni."""
+        found = []
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
+            with contextlib.suppress(InvalidConfig):
+                found.append(None if path.name.startswith(".") else _read(path))
+        return [one for one in found if one and network in {None, one.network}]
 
 
 def _read(path: Path) -> CachedAttachment | None:
@@ -100,5 +103,5 @@ def _read(path: Path) -> CachedAttachment | None:
         )  # fmt: skip
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidConfig(f"{path}: not a cached attachment: {error}. Detach it by hand, and delete it") from None

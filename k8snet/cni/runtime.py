@@ -80,7 +80,8 @@ class Runtime:
         """
         default = [part for part in os.environ.get("CNI_PATH", "").split(":") if part] or DEBIAN
         self.node, self.timeout_s = node, timeout_s
-        self.path = tuple(map(Path, default if path is None else path))
+        folders = default if path is None else path
+        self.path = tuple(map(Path, folders.split(":") if isinstance(folders, str) else folders))
         if cache is None:
             cookie = int.from_bytes(node.inside(_cookie), "little")
             cache = _run.scratch() / "cni" / f"{node.name}-{cookie}" / "results"
@@ -286,6 +287,9 @@ class Runtime:
             ProgramMissing: no folder has it; the message names them, and the Debian package.
         """
         found = shutil.which(plugin, path=os.pathsep.join(map(str, self.path))) if "/" not in plugin else None
+        there = next((folder / plugin for folder in self.path if (folder / plugin).is_file()), None)
+        if found is None and there:
+            raise ProgramMissing(f"{there} is there, but not executable: chmod +x {there}")
         if found is None:
             raise ProgramMissing(
                 f"no CNI plugin {plugin!r} in {', '.join(map(str, self.path))}. "
@@ -327,8 +331,13 @@ class Runtime:
         check_interface_name(interface)
         if len(f"{found.name}-{container_id}-{interface}") > os.pathconf("/", "PC_NAME_MAX"):
             raise InvalidInput(f"container id {container_id[:20]!r}...: too long for a file name")
-        if bad := [pair for pair in args.items() if any(sign in "".join(pair) for sign in ";=")]:
-            raise InvalidInput(f"CNI_ARGS {bad[0][0]!r}: no ';' and no '=' in a key or value")
+        for pair in args.items():
+            if not all(isinstance(part, str) and not set(part) & set(";=\0") for part in pair):
+                raise InvalidInput(f"CNI_ARGS {pair[0]!r}: keys and values are text, with no ';' and no '='")
+        try:
+            json.dumps(dict(capabilities))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"capabilities: not JSON: {error}") from None
         path = nsfs.FOLDER / netns.name if isinstance(netns, Netns) else netns or ""
         return _Target(
             network=found, container_id=container_id, interface=interface, netns=str(path),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,10 +18,11 @@ from k8snet.linux.sweep import Answer, Target, sweep
 
 if TYPE_CHECKING:
     from k8snet.cluster.cluster import Cluster
+    from k8snet.cluster.node import Node
     from k8snet.cluster.pod import Pod
     from k8snet.linux.netns import Netns
 
-__all__ = ["Matrix", "Reach", "probe", "sweep_pods"]
+__all__ = ["Matrix", "Reach", "check_asked", "probe", "sweep_pods"]
 
 SPARE = 128  # neighbours that are left to the machine's own network
 MOST = 480  # that one part of a sweep makes, though there were room: others may sweep at the same time
@@ -132,14 +135,13 @@ def probe(cluster: Cluster, *, ports: Sequence[str] = (), timeout_s: float = 1.0
     Raises:
         InvalidInput: no such port, or the cluster has no such family.
     """
-    if family not in cluster.ip_families:
-        raise InvalidInput(f"family {family!r}: this cluster has {', '.join(cluster.ip_families)}")
+    asked = check_asked(ports, family, cluster.ip_families)
     pods = [pod for pod in cluster.pods.values() if pod.addresses]
     declared = {
         (port.protocol, port.number): None for pod in pods for port in pod.ports
         if port.declared and port.protocol != "SCTP"
     }  # fmt: skip
-    wanted = [parse_port(text) for text in ports] or list(declared)
+    wanted = asked or list(declared)
     answers = sweep_pods(pods, wanted, family=family, timeout_s=timeout_s)
     return Reach(
         pods=tuple(pod.key for pod in pods),
@@ -148,13 +150,24 @@ def probe(cluster: Cluster, *, ports: Sequence[str] = (), timeout_s: float = 1.0
     )  # fmt: skip
 
 
+def check_asked(ports: Sequence[str], family: str, families: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the ports that a probe is to try; see probe().
+
+    Raises:
+        InvalidInput: no such port, or the cluster has no such family.
+    """
+    if family not in families:
+        raise InvalidInput(f"family {family!r}: this cluster has {', '.join(families)}")
+    return [parse_port(text) for text in (ports.split(",") if isinstance(ports, str) else ports)]
+
+
 def parse_port(text: str) -> tuple[str, int]:
     """Return protocol and port of "tcp/80" or "icmp".
 
     Raises:
         InvalidInput: not written so.
     """
-    found = PORT.fullmatch(text.strip())
+    found = PORT.fullmatch(str(text).strip())
     if found is None or (found[2] and not 1 <= int(found[2]) <= 65535):
         raise InvalidInput(f"port {text!r}: write it as in tcp/80, udp/53 or icmp")
     return ("ICMP", 0) if found[3] else (found[1].upper(), int(found[2]))
@@ -167,8 +180,8 @@ def sweep_pods(
     """Probe every port of every pod from every pod: {(protocol, port): {from: {to: answer}}}."""
     found: dict[tuple[tuple[str, int], Pod, Pod], Answer] = {}
     jobs = _jobs(pods)
-    for sources, targets in jobs:
-        ways = {pod: [(port, target) for port in dict.fromkeys(ports) for target in targets] for pod in sources}
+    for job in jobs:
+        ways = {pod: [(port, one) for port in dict.fromkeys(ports) for one in targets] for pod, targets in job.items()}
         found |= _sweep(ways, family, timeout_s, identity)
         if len(jobs) > 1:
             _forget_neighbours(pods)
@@ -199,24 +212,46 @@ def _sweep(
     return {key: found[netns][place] for netns, place, key in order}
 
 
-def _jobs(pods: Sequence[Pod]) -> list[tuple[list[Pod], list[Pod]]]:
+_Job = dict["Pod", list["Pod"]]  # who probes whom
+
+
+def _jobs(pods: Sequence[Pod]) -> list[_Job]:
     """Split "from all to all" so that no part makes more neighbours than the machine's kernel has room for.
 
-    A pod and its node learn each other, and so do two pods of one node that talk.
+    A pod and its node learn each other when it talks to another node, and two pods of one node do when they talk.
     """
     room = min(MOST, max(neighbour.room() - SPARE, SPARE))
-    jobs: list[tuple[list[Pod], list[Pod]]] = []
-    size = max(1, room // 3)
-    for start in range(0, len(pods), size):
-        targets = list(pods[start : start + size])
-        near = Counter(pod.node for pod in targets)
-        used = room + 1
-        for pod in pods:
-            if used + 2 * near[pod.node] > room:
-                jobs.append(([], targets))
-                used = 2 * len(targets)
-            jobs[-1][0].append(pod)
-            used += 2 * near[pod.node]
+    homes: dict[Node | None, list[Pod]] = {}
+    for pod in pods:
+        homes.setdefault(pod.node, []).append(pod)
+    if 2 * len(pods) + sum(len(home) * (len(home) - 1) for home in homes.values()) <= room:
+        return [{pod: list(pods) for pod in pods}]
+    size = len(pods) if 2 * len(pods) <= room else max(1, room // 4)
+    parts = [pods[start : start + size] for start in range(0, len(pods), size)]
+    far = [
+        {source: [one for one in targets if one.node is not source.node] for source in sources}
+        for sources in parts for targets in parts
+    ]  # fmt: skip
+    return far + _near_jobs(list(homes.values()), room)
+
+
+def _near_jobs(homes: Sequence[Sequence[Pod]], room: int) -> list[_Job]:
+    """Return the probes between pods of one node, in as few parts as have room."""
+    most = max(1, math.isqrt(room // 2))  # of two groups, all learn all of the other one
+    jobs: list[_Job] = []
+    used = room
+    for home in homes:
+        size = math.ceil(len(home) / math.ceil(len(home) / most))
+        groups = [home[start : start + size] for start in range(0, len(home), size)]
+        for one, other in itertools.combinations_with_replacement(groups, 2):
+            cost = len(one) * (len(one) - 1) if one is other else 2 * len(one) * len(other)
+            if used + cost > room or not jobs:
+                jobs.append({})
+                used = 0
+            used += cost
+            for sources, targets in ((one, other), (other, one))[: 1 if one is other else 2]:
+                for source in sources:
+                    jobs[-1].setdefault(source, []).extend(targets)
     return jobs
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from k8snet.cluster.node import Node
     from k8snet.cluster.pod import Pod
 
-__all__ = ["as_objects", "document", "table"]
+__all__ = ["as_objects", "document", "table", "troubles"]
 
 POD_COLUMNS = ("NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE")
 NODE_COLUMNS = ("NAME", "STATUS", "INTERNAL-IP", "POD-CIDR", "PODS")
@@ -53,6 +53,19 @@ def _pod_row(pod: Pod) -> tuple[str, ...]:
         pod.namespace, pod.name, f"{ready}/{len(pod.containers)}", pod.phase, str(restarts),
         _age(begun), ",".join(pod.addresses) or "<none>", pod.node.name if pod.node else "<none>",
     )  # fmt: skip
+
+
+def troubles(cluster: Cluster) -> list[str]:
+    """Return a line for each reason why pods are not Running, as `kubectl describe` would end with."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for pod in cluster.pods.values():
+        broken = [f"container {one.name}: {one.reason}" for one in pod.containers if one.state == "Error"]
+        if pod.phase != "Running":
+            found.setdefault((pod.phase, "; ".join(broken) or pod.reason), []).append(pod.key)
+    return [
+        f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: {phase}: {reason}"
+        for (phase, reason), keys in found.items()
+    ]
 
 
 def _node_row(node: Node) -> tuple[str, ...]:

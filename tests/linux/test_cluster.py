@@ -12,7 +12,7 @@ import pytest
 
 from k8snet import Cluster
 from k8snet.cluster.manifests import load, parse
-from k8snet.errors import InvalidInput, InvalidManifest, K8snetError, NameTaken, NotFound
+from k8snet.errors import InvalidInput, InvalidManifest, K8snetError, LabClosed, NameTaken, NotFound
 from k8snet.linux import nsfs
 from k8snet.linux.run import scratch, wait_until
 
@@ -342,6 +342,9 @@ def test_a_plugin_killed_in_the_middle_of_add_leaves_the_pod_pending_and_nothing
         ({"nodes": 0}, "nodes 0 is not a whole number from 1 to"),
         ({"nodes": True}, "nodes True is not"),
         ({"nodes": 251}, "nodes 251"),
+        ({"nodes": "2"}, "nodes '2' is neither"),
+        ({"nodes": []}, "not a whole number from 1"),
+        ({"ip_families": "v4"}, "ip_families 'v4'"),
         ({"pod_network": "ipip"}, "pod_network 'ipip': one of routes, vxlan, bgp"),
         ({"wiring": "hand"}, "wiring 'hand': one of"),
         ({"ip_families": ("v6",)}, "ip_families"),
@@ -379,6 +382,8 @@ def test_a_cluster_that_cannot_be_is_refused_and_leaves_nothing(options, said):
         (lambda c: c.reach(ports=["80"]), InvalidInput, "write it as in tcp/80"),
         (lambda c: c.reach(ports=["tcp/70000"]), InvalidInput, "70000"),
         (lambda c: c.reach(family="v6"), InvalidInput, "this cluster has v4"),
+        (lambda c: c.reach(ports=[80]), InvalidInput, "port 80: write it as in tcp/80"),
+        (lambda c: c.apply(""), InvalidManifest, "no Kubernetes object"),
         (lambda c: c.pod("a").container("b"), NotFound, "it has: a"),
     ],
 )
@@ -389,6 +394,113 @@ def test_a_call_that_cannot_be_is_refused_and_the_cluster_is_as_it_was(cluster_o
     with pytest.raises(error, match=said):
         call(cluster)
     assert (cluster.snapshot(), leases(cluster), set(cluster.pods), set(cluster.objects)) == before
+
+
+NODE = "apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s}\n"
+AT = "status: {addresses: [{type: InternalIP, address: %s}]}\n"
+POD = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {%scontainers: [{name: a}]}\nstatus: {podIP: %s}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (NODE % ("x", "10.244.1.0/24"), "Node x has 10.244.1.0/24, which overlaps 10.244.1.0/24 of Node node1"),
+        (NODE % ("x", "10.244.9.0/24") + AT % "172.18.0.1", "Node x: status.addresses: 172.18.0.1 is Node node1's"),
+        (NODE % ("x", "10.244.9.0/24") + AT % "192.168.0.1", "192.168.0.1 is outside 172.18.0.0/16"),
+        (NODE % ("x", "10.9.0.0/24"), "spec.podCIDR: 10.9.0.0/24 is outside 10.244.0.0/16"),
+        (NODE % ("switch", "10.244.9.0/24"), "Node switch: metadata.name"),
+        (NODE % ("a", "10.244.9.0/24"), "Node a: metadata.name"),
+        (POD % ("", "10.9.9.9"), "Pod default/p: status.podIP: 10.9.9.9 is outside 10.244.1.0/24, the pod CIDR"),
+        (POD % ("nodeName: node1, ", "10.244.1.1"), "it is its gateway"),
+        (POD % ("", "10.244.1.255"), "it is its broadcast address"),
+    ],
+)  # fmt: skip
+def test_what_has_no_place_in_a_running_cluster_is_refused_and_it_is_as_it_was(cluster_of, text, said):
+    cluster = cluster_of(1)
+    cluster.run_pod("a")
+    before = (cluster.snapshot(), leases(cluster), set(cluster.pods), set(cluster.objects), set(cluster.nodes))
+    with pytest.raises(InvalidManifest, match=said):
+        cluster.apply(text)
+    assert (cluster.snapshot(), leases(cluster), set(cluster.pods), set(cluster.objects), set(cluster.nodes)) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (NODE % ("router", "10.244.9.0/24"), "Node router: metadata.name"),
+        (NODE % ("x", "10.9.0.0/24") + AT % "10.9.0.7", "10.9.0.0/24 holds 10.9.0.7, the InternalIP of Node x"),
+        (NODE % ("x", "172.18.0.0/24"), "172.18.0.0/24 holds 172.18.0.1"),
+        (NODE % ("x", "10.9.0.0/24") + AT % "127.0.0.1", "no node can have 127.0.0.1"),
+        (NODE % ("x", "10.9.0.0/24") + AT % "172.18.0.254", "172.18.0.254 is the router's"),
+        (NODE % ("x", "10.9.0.0/24") + AT % "11.0.0.1" + "---\n" + NODE % ("y", "10.9.1.0/24") + AT % "192.168.0.1",
+         "no network of nodes holds all InternalIPs"),
+        (POD % ("", "10.244.1.0"), "it is the network's own address"),
+        ("---\n".join(NODE % (f"n{n}", f"10.{n // 250}.{n % 250}.0/24") for n in range(251)), "251 nodes are too many"),
+    ],
+)  # fmt: skip
+def test_a_manifest_whose_nodes_cannot_be_is_refused_before_anything_is_built(text, said):
+    with pytest.raises(InvalidManifest, match=said):
+        Cluster.of(parse(text), name="test")
+    assert nsfs.names() == []
+
+
+def test_nodes_without_an_address_get_one_that_no_other_node_has(cluster_of):
+    """A dump of kind has nodes at 172.18.0.2 and on; a node that is added must not share one."""
+    text = NODE % ("x", "10.244.1.0/24") + AT % "172.18.0.2" + "---\n" + NODE % ("y", "10.244.0.0/24")
+    with Cluster.of(parse(text + "---" + WEB), name="test", wiring="direct") as cluster:
+        cluster.add_node()
+        assert len({node.address for node in cluster.nodes.values()}) == 3
+        report = cluster.check_model()
+        assert report.ok, str(report)
+
+
+def test_a_dual_stack_node_runs_in_a_cluster_of_ipv4():
+    text = "apiVersion: v1\nkind: Node\nmetadata: {name: x}\nspec: {podCIDRs: [10.244.5.0/24, 'fd00:5::/64']}\n"
+    with Cluster.of(parse(text), name="test") as cluster:
+        assert cluster.node("x").pod_cidrs == {"v4": "10.244.5.0/24"}
+        assert cluster.apply(text) == ["node/x unchanged"]
+
+
+def test_names_of_kubernetes_may_be_longer_than_those_of_netns(cluster_of):
+    name = f"ip-10-0-0-1.{'n' * 60}.internal"
+    cluster = cluster_of(2, pod_network="bgp")
+    pod = cluster.run_pod("p" * 200 + ".q", node=cluster.add_node(name).name)
+    assert (pod.phase, pod.node.name) == ("Running", name)
+    assert cluster.run_pod("b").ping(pod).ok
+    cluster.remove_node(name)
+    assert name not in cluster.nodes
+
+
+def test_one_port_with_two_names_is_served_once(cluster_of):
+    ports = "[{containerPort: 80, name: http}, {containerPort: 80, name: metrics}]"
+    cluster = cluster_of(1)
+    spec = f"{{containers: [{{name: a, ports: {ports}}}]}}"
+    cluster.apply(f"apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {spec}\n")
+    assert cluster.pod("a").ready
+    assert cluster.node("node1").netns.connect(cluster.pod("a").address, 80).ok
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda c: c.run_pod("b"), lambda c: c.get(), lambda c: c.apply(WEB), lambda c: c.delete("pod", "a"),
+     lambda c: c.add_node(), lambda c: c.remove_node("node1"), lambda c: c.sync(), lambda c: c.reach(),
+     lambda c: c.check_model(), lambda c: c.diagram()],
+)  # fmt: skip
+def test_a_cluster_that_is_closed_says_so(cluster_of, call):
+    cluster = cluster_of(1)
+    cluster.run_pod("a")
+    cluster.close()
+    cluster.close()
+    with pytest.raises(LabClosed, match="is closed"):
+        call(cluster)
+
+
+def test_a_second_cluster_in_a_sandbox_is_refused_and_the_first_one_goes_on(cluster_of):
+    cluster = cluster_of(1)
+    pod = cluster.run_pod("a")
+    with pytest.raises(NameTaken, match="another cluster is open"):
+        Cluster(name="second")
+    assert cluster.node("node1").netns.ping(pod.address).ok
 
 
 def test_a_node_that_runs_cannot_get_another_pod_cidr(cluster_of):

@@ -131,6 +131,8 @@ def test_attaching_twice_is_refused_before_a_plugin_is_called(lab, data, runtime
         ({"interface": "a/b"}, InvalidName, "a/b"),
         ({"interface": ""}, InvalidName, "needs a name"),
         ({"args": {"a": "b;c"}}, InvalidInput, "CNI_ARGS 'a'"),
+        ({"args": {"a": 1}}, InvalidInput, "CNI_ARGS 'a'"),
+        ({"capabilities": {"ips": {1}}}, InvalidInput, "capabilities: not JSON"),
         ({"netns": ""}, NotFound, "needs the netns"),
         ({"netns": "/run/netns/gone"}, NotFound, "there is no /run/netns/gone"),
     ],
@@ -149,6 +151,17 @@ def test_a_missing_plugin_is_named_with_the_folders_and_the_package_and_none_is_
     assert len(calls) == 0
     with pytest.raises(ProgramMissing):
         runtime.find("../bridge")
+
+
+def test_a_plugin_that_is_not_executable_is_told_so(lab, node, tmp_path):
+    """Who writes a plugin forgets it; "not installed" would send them the wrong way."""
+    (tmp_path / "mine").write_text("#!/bin/sh\n")
+    with pytest.raises(ProgramMissing, match=r"mine is there, but not executable: chmod \+x"):
+        Runtime(node, path=[tmp_path]).find("mine")
+
+
+def test_the_folders_may_be_written_as_in_cni_path(node):
+    assert Runtime(node, path="/a:/b").path == (Path("/a"), Path("/b"))
 
 
 def test_the_folders_come_from_cni_path_where_it_is_set(node, tmp_path, monkeypatch):

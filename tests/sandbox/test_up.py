@@ -124,6 +124,8 @@ def test_kinds_without_effect_are_named_in_one_line():
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: nginx}]}\n"
 NODE = "---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s}\n"
+POD_LINE = """{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"},
+    "spec": {"containers": [{"name": "a", "image": "nginx"}]}}"""
 BAD = {
     "unknown field": (POD.replace("image:", "imagge:"), "imagge"),
     "wrong type": (POD.replace("image: nginx", "image: nginx, ports: [{containerPort: eighty}]"), "eighty"),
@@ -149,6 +151,75 @@ def test_a_bad_manifest_is_one_line_and_exit_code_2_and_nothing_is_left(name):
     assert said in done.stderr.lower()
     assert len(done.stderr.strip().splitlines()) == 1
     assert (host_netns(), marked_processes(mark)) == (before, [])
+
+
+def test_what_an_operator_of_kubectl_types_works_too():
+    done = in_cluster("""
+        k exec -it -n shop web-1 -- sh -c 'exit 3'; echo "exec $?"
+        k exec web-1 -it --namespace=shop -c nginx -- echo "ran there"
+        k exec deploy/web -n shop -- true && k exec pod/web-1 -n shop -- true && k exec router -- true && echo "kinds"
+        k exec shop/web-1 -c none -- true; k exec shop/web-1 --bogus -- true; echo "option $?"
+        k get po -A -o=name | grep -c web; k get pods,deploy web-1 shop/web-2 2>&1; k get pod/web-1 | wc -l
+        k get all -o json | python3 -c 'import json, sys; print({one["kind"] for one in json.load(sys.stdin)["items"]})'
+        k delete pod/web-1 -n shop; k delete pods client web-2 -n shop; k delete; echo "what $?"
+    """)
+    for said in ("exec 3", "ran there", "kinds", "option 2", "3\n", "2\n", "'StatefulSet'", "what 2",
+                 "pod/client deleted\npod/web-2 deleted"):  # fmt: skip
+        assert said in done.stdout, done.stdout + done.stderr
+    assert "no Deployment 'web-1'" in done.stdout
+    assert "has no container 'none'; it has: nginx" in done.stderr
+
+
+def test_what_a_manifest_made_is_deleted_by_it_and_nothing_else():
+    """The namespace of a manifest that does not declare it stays, with all else in it."""
+    done = in_cluster(f"""
+        echo '{POD_LINE}' | k apply -f - && echo '{POD_LINE.replace('"a"', '"b"')}' | k apply -f -
+        echo '{POD_LINE}' | k delete -f -; echo '{POD_LINE}' | k delete -f -; echo "again $?"
+        k get pods -n default -o name; k delete -f {SHOP} | wc -l; k get pods -o name
+    """)
+    assert done.stdout.splitlines()[-3:] == ["pod/b", "7", "pod/b"], done.stdout + done.stderr
+    assert "again 1" in done.stdout
+    assert "no Pod 'a' in namespace 'default'" in done.stderr
+
+
+def test_pods_that_wait_are_told_with_their_reason():
+    text = POD.replace("spec: {", "spec: {nodeSelector: {disk: ssd}, ")
+    done = in_cluster("k get pods >/dev/null", file="-", text=text)
+    assert done.stderr.count("default/a: Pending: no schedulable node fits disk=ssd") == 2
+    told = k8snet("reach", "-f", "-", "--json", text=text)
+    assert json.loads(told.stdout) == {"pods": [], "probes": []}
+    assert "default/a: Pending" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["up", "--node", "3", "--", "echo", "built"], 2, "--node"),
+        (["up", "--nodes", "0", "--", "echo", "built"], 2, "--nodes"),
+        (["up", "--pod-network", "ipip", "--", "echo", "built"], 1, "one of routes, vxlan, bgp"),
+        (["up", "--wiring", "hand", "--", "echo", "built"], 1, "one of cni, direct"),
+        (["up", "--ip-families", "v6", "--", "echo", "built"], 1, "ip_families"),
+        (["reach", "--ports", "nonsense"], 1, "write it as in tcp/80"),
+        (["reach", "--family", "v6"], 1, "this cluster has v4"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_option_that_cannot_be_is_refused_before_anything_is_built(words, code, said):
+    done = k8snet(words[0], "-f", SHOP, *words[1:])
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "NAMESPACE" not in done.stderr
+
+
+def test_in_the_shell_of_a_cluster_there_is_no_second_one():
+    done = in_cluster(f"k up -f {SHOP} -- true; echo up $?; k reach -f {SHOP}; echo reach $?; k get nodes | wc -l")
+    assert done.stdout.split() == ["up", "1", "reach", "1", "3"]
+    assert done.stderr.count("this is the shell of a cluster already") == 2
+
+
+def test_a_command_may_follow_without_dashes_and_has_its_own_options():
+    done = k8snet("up", "-f", SHOP, "--wiring", "direct", "echo", "-n", "--nodes")
+    assert (done.returncode, done.stdout) == (0, "--nodes")
 
 
 def test_a_bad_manifest_in_the_shell_leaves_the_cluster_as_it_was(tmp_path):
@@ -229,3 +300,8 @@ def test_cni_check_tries_a_plugin_and_says_what_failed(tmp_path):
     told = k8snet("cni", "check", bad, "--json")
     assert told.returncode == 1
     assert json.loads(told.stdout)["ok"] is False
+    bad.chmod(0o644)
+    for file, said in ((bad, "not executable: chmod +x"), (tmp_path, "is a folder"), ("./bridge", "is not there")):
+        told = k8snet("cni", "check", file)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert said in told.stderr

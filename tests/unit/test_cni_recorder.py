@@ -73,10 +73,16 @@ def test_the_cache_is_libcnis(tmp_path):
     assert cache.read("dbnet", "c1", "eth0") is None
 
 
-def test_what_is_not_of_the_cache_is_named(tmp_path):
-    (tmp_path / "a-b-c").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", "{half", "[]", '{"kind": "cniCacheV1", "cniArgs": [1]}'])
+def test_what_is_not_of_the_cache_is_named_and_hides_no_attachment(tmp_path, text):
+    """As in libcni: one file that cannot be read must not keep GC from all the others."""
+    cache = Cache(tmp_path)
+    good = CachedAttachment(network="n", container_id="c", interface="e", config={"name": "n"})
+    cache.write(good)
+    (tmp_path / "a-b-c").write_text(text)
     with pytest.raises(InvalidConfig, match="a-b-c: not a cached attachment"):
-        Cache(tmp_path).all()
+        cache.read("a", "b", "c")
+    assert cache.all() == [good]
 
 
 def test_a_cache_file_that_cannot_be_written_leaves_nothing(tmp_path):

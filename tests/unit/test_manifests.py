@@ -357,6 +357,27 @@ BAD = {
         several(*(pod(name, spec="nodeName: n1, hostNetwork: true, containers: [{name: a, ports: [{containerPort: 53, "
                                  "protocol: UDP}]}]") for name in ("a", "b"))),
         "document 2, Pod default/b: spec.containers: port UDP 53 of node n1 is taken by Pod default/a already"),
+    "a pod CIDR without room": (
+        node("n1", "10.1.0.0/31", "172.18.0.1"),
+        "document 1, Node n1: spec.podCIDR: 10.1.0.0/31 is too small: it has no room for a gateway and a pod"),
+    "a pod CIDR of multicast addresses": (
+        node("n1", "224.1.0.0/24", "172.18.0.1"),
+        ("document 1, Node n1: spec.podCIDR: 224.1.0.0/24 is not for pods: "
+        "its addresses are loopback, link-local or multicast ones")),
+    "a pod CIDR of the internet": (
+        node("n1", "203.0.113.0/24", "172.18.0.1"),
+        ("document 1, Node n1: spec.podCIDR: 203.0.113.0/24 overlaps "
+        "203.0.113.0/24, which is the internet of this lab")),
+    "two pod CIDRs that do not agree": (
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.2.0.0/24]}",
+        "document 1, Node n1: spec.podCIDRs: the first one is not 10.1.0.0/24, the podCIDR"),
+    "the key of a label with two slashes": (
+        pod(meta=", labels: {a/b/c: d}"),
+        POD + "metadata.labels: 'a/b/c' is not the key of a label; write it as in app or example.com/app"),
+    "the value of a label with a space": (
+        deployment(labels="{app: web, tier: a b}"),
+        WEB + "spec.template.metadata.labels.tier: 'a b' is not the value of a label: "
+        "up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"),
     "an address that is none": (
         pod(status="podIP: 10.244.1"), POD + "status.podIP: '10.244.1' is not an IPv4 or IPv6 address"),
     "an address outside the pod CIDR": (
@@ -439,6 +460,20 @@ def test_sources_are_files_folders_and_standard_input_in_their_order(tmp_path):
     write(tmp_path / "README.md", b"not a manifest")
     manifest = load("-", tmp_path, stdin=io.StringIO(pod("z")))
     assert names(manifest) == [f"Pod default {name}" for name in "zabc"] + ["Namespace default"]
+
+
+def test_standard_input_that_is_no_text_is_refused_and_its_byte_order_mark_skipped(monkeypatch):
+    """Python reads standard input in the locale's encoding, and lets through what is none."""
+    cases = {b"\x7fELF\xff\xfe": "standard input: not text in UTF-8", b"\xef\xbb\xbf# x": "no Kubernetes object"}
+    for data, said in cases.items():
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), errors="surrogateescape"))
+        with pytest.raises(InvalidManifest, match=said):
+            load("-")
+
+
+def test_a_source_without_a_name_is_not_the_current_folder():
+    with pytest.raises(InvalidManifest, match="without a name"):
+        load("")
 
 
 def test_a_name_that_two_files_share_is_said_with_both(tmp_path):
@@ -599,6 +634,16 @@ def test_a_dump_of_a_live_cluster_loads_and_says_the_same_again(write_as):
     assert isinstance(web, Pod)
     assert (web.status.podIP, web.spec.containers[0].livenessProbe.httpGet.port) == ("10.244.1.5", "http")
     assert web.to_dict()["metadata"].items() >= {"uid": "0b1c", "generation": 1, "resourceVersion": "411"}.items()
+
+
+def test_lists_in_lists_are_opened_too():
+    """As `jq -s '{kind: "List", items: .}'` makes them of several dumps."""
+    pods = {"apiVersion": "v1", "kind": "PodList", "items": [{"metadata": {"name": "a"}, "spec": {
+        "containers": [{"name": "a"}]}}]}  # fmt: skip
+    empty = {"apiVersion": "v1", "kind": "List"}
+    found = parse(json.dumps({**empty, "items": [pods, empty]}))
+    assert [one.metadata.name for one in found.objects if o.kind_of(one) == "Pod"] == ["a"]
+    assert found.undeclared == {"default"}
 
 
 def test_items_of_the_apis_own_lists_have_the_kind_of_the_list():

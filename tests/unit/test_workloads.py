@@ -295,6 +295,20 @@ def test_nodes_come_with_their_networks_addresses_and_labels():
     assert nodes[0].labels[HOSTNAME] == "node1"
 
 
+def test_nodes_have_the_labels_by_which_agents_choose_them():
+    """kube-flannel, kube-proxy, CoreDNS and ingress-nginx select nodes by what the kubelet gives every node."""
+    linux = "nodeSelector: {kubernetes.io/os: linux, beta.kubernetes.io/os: linux}, "
+    found = plan(parse(workload("DaemonSet", pod=linux)).objects, nodes=THREE)
+    assert [one.node for one in found] == ["n1", "n2", "n3"]
+    assert only(pod("a", spec="nodeSelector: {kubernetes.io/os: windows}, ")).node is None
+
+
+def test_a_pod_with_an_address_goes_where_that_belongs():
+    nodes = [NodeSpec(name=f"n{number}", pod_cidrs=(f"10.244.{number}.0/24",)) for number in (1, 2)]
+    assert only(pod("a", status="podIP: 10.244.2.5"), nodes=nodes).node == "n2"
+    assert only(pod("a", spec="nodeName: n1, ", status="podIP: 10.244.2.5"), nodes=nodes).node == "n1"
+
+
 def test_a_dual_stack_node_has_two_pod_cidrs_and_a_cordon():
     text = (
         "apiVersion: v1\nkind: Node\nmetadata: {name: a, labels: {kubernetes.io/hostname: other}}\n"
