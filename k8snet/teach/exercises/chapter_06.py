@@ -91,7 +91,7 @@ def _not_the_page(network: Snapshot, probe: Prober) -> Iterator[Finding]:
     yield _answers(probe, "client", WEB)
     yield _gets(probe, "client", API)
     yield _gets(probe, "api", WEB)
-    inside = [name for name in ("client", "web") if network[name].rules]
+    inside = [name for name in ("client", "web") if name in network and network[name].rules]
     where = f"there are rules inside {' and '.join(inside)}" if inside else "the pods themselves have no rules"
     yield Finding(not inside, where)
 
