@@ -21,6 +21,7 @@ __all__ = ["FOLDER", "delete", "enter", "inode", "inside", "make", "names", "pat
 FOLDER = Path("/run/netns")  # where `ip netns` looks, too
 CLONE_NEWNET = 0x40000000
 MS_BIND, MNT_DETACH = 4096, 2
+INTERRUPTED_S = 0.5  # seconds that an interrupt waits for the thread
 
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -92,7 +93,11 @@ def in_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=body, name="k8snet-netns", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        thread.join(INTERRUPTED_S)  # so that what it makes can be taken back
+        raise
     if failures:
         raise failures[0]
     return results[0]
@@ -125,7 +130,8 @@ def make(name: str) -> None:
 
     try:
         in_thread(body)
-    except BaseException:
+    except BaseException:  # an interrupt, too: then the thread may have mounted it by now
+        _libc.umount2(str(path).encode(), MNT_DETACH)
         path.unlink(missing_ok=True)
         raise
 

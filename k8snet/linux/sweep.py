@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Target", "sweep"]
 
-AT_ONCE = 8  # netns that probe at the same time
+AT_ONCE = 32  # netns that probe at the same time
 IN_FLIGHT = 256  # sockets that one netns has open at the same time
 QUESTION = b"GET / HTTP/1.0\r\n\r\n"
 SEEN = re.compile(rb"(?:X-Seen-Client:\s*|saw )(\S+)", re.IGNORECASE)
@@ -73,9 +73,17 @@ class _Clock:
     """When anything was last answered anywhere: a busy machine must not look like silence."""
 
     last: float = field(default_factory=time.monotonic)
+    quiet: float = 0.0  # until when silence was long enough: what was open before is lost
 
     def tick(self) -> None:
         self.last = time.monotonic()
+
+    def lost_before(self, timeout_s: float) -> float:
+        """Return the time before which a probe must have begun to count as lost by now."""
+        now = time.monotonic()
+        if now - self.last >= timeout_s:
+            self.quiet = now  # for every netns: one that noticed speaks for all
+        return self.quiet - timeout_s
 
 
 def sweep(
@@ -183,15 +191,11 @@ class _Sweep:
         self._done(one, outcome, reason=reason, reporter=probe.error_reporter(one.sock))
 
     def _give_up(self) -> None:
-        now = time.monotonic()
-        if now - self.clock.last < self.timeout_s:
-            return
+        before = self.clock.lost_before(self.timeout_s)
         for one in list(self.open.values()):
-            if now - one.begun >= self.timeout_s:
-                if one.connected:
-                    self._done(one, "ok")
-                else:
-                    self._done(one, "timeout", reason="silence", answered=False)
+            if one.begun <= before:
+                outcome, reason = ("ok", "") if one.connected else ("timeout", "silence")
+                self._done(one, outcome, reason=reason, answered=False)
 
     def _done(
         self, one: _Open, outcome: str, *, seen: str | None = None, reason: str = "", reporter: str | None = None,
