@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from k8snet.errors import InvalidInput, K8snetError, NotFound
+from k8snet.proxy_cli import app as proxy
 
 # What a command needs is imported in it, so that `k8snet --help` and `k8snet sandbox` start at once.
 
@@ -23,6 +24,7 @@ cni = typer.Typer(no_args_is_help=True, help="CNI plugins.")
 app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
 app.add_typer(kernelspec, name="kernelspec")
+app.add_typer(proxy, name="proxy")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 COMMAND_LAST = {"allow_interspersed_args": False}  # with or without -- before it
@@ -54,6 +56,9 @@ PodNetwork = Annotated[
 Families = Annotated[str, typer.Option("--ip-families", help="v4, or v4,v6 for dual-stack.")]
 Wiring = Annotated[
     str, typer.Option("--wiring", help="Who attaches the pods: cni (Debian's CNI plugins), or direct (faster).")
+]
+ProxyMode = Annotated[
+    str, typer.Option("--proxy-mode", help="Who makes Services work: kube-proxy's iptables or nftables, or none.")
 ]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Warn of unknown fields instead of refusing them.")]
 Ports = Annotated[
@@ -192,6 +197,7 @@ def up(
     pod_network: PodNetwork = "routes",
     ip_families: Families = "v4",
     wiring: Wiring = "cni",
+    proxy_mode: ProxyMode = "iptables",
     lenient: Lenient = False,
 ) -> None:
     """Build the cluster that manifests describe, and open a shell, or run COMMAND, with it.
@@ -202,7 +208,7 @@ def up(
     _in_own_sandbox()
     from k8snet import session
 
-    options = _cluster_options(nodes, pod_network, ip_families, wiring)
+    options = _cluster_options(nodes, pod_network, ip_families, wiring, proxy_mode)
     sys.exit(session.up(files, command or [], lenient=lenient, **options))
 
 
@@ -293,6 +299,7 @@ def reach(
     pod_network: PodNetwork = "routes",
     ip_families: Families = "v4",
     wiring: Wiring = "cni",
+    proxy_mode: ProxyMode = "iptables",
     lenient: Lenient = False,
 ) -> None:
     """Probe every pod from every pod, and print who reaches whom."""
@@ -307,7 +314,7 @@ def reach(
     from k8snet.observe.reach import check_asked
     from k8snet.observe.status import troubles
 
-    options = _cluster_options(nodes, pod_network, ip_families, wiring)
+    options = _cluster_options(nodes, pod_network, ip_families, wiring, proxy_mode)
     check_asked(wanted, family, options["ip_families"])
     with session.built(load(*files, lenient=lenient), **options) as cluster:
         for line in troubles(cluster):
@@ -385,9 +392,16 @@ def _in_own_sandbox() -> None:
     _in_sandbox()
 
 
-def _cluster_options(nodes: int | None, pod_network: str, ip_families: str, wiring: str) -> dict[str, Any]:
+def _cluster_options(
+    nodes: int | None, pod_network: str, ip_families: str, wiring: str, proxy_mode: str
+) -> dict[str, Any]:
+    if proxy_mode not in {"iptables", "nftables", "none"}:
+        raise InvalidInput(f"--proxy-mode {proxy_mode!r}: iptables, nftables or none")
     families = tuple(word.strip() for word in ip_families.split(","))
-    return {"nodes": nodes, "pod_network": pod_network, "ip_families": families, "wiring": wiring}
+    return {
+        "nodes": nodes, "pod_network": pod_network, "ip_families": families, "wiring": wiring,
+        "proxy_mode": proxy_mode,
+    }  # fmt: skip
 
 
 def _texts(file: str) -> list[tuple[str, str]]:

@@ -33,8 +33,8 @@ __all__ = ["LAB", "Session", "ask", "built", "enter", "serve", "up"]
 
 LAB = "K8SNET_LAB"  # names the socket, in the environment of the shell
 LONGEST = 64 << 20  # bytes of a request or an answer
-UNPROGRAMMED = ("Service", "EndpointSlice", "Ingress", "IngressClass", "NetworkPolicy", "GatewayClass", "Gateway",
-                "HTTPRoute")  # fmt: skip
+SERVICES = ("Service", "EndpointSlice")  # which kube-proxy makes work
+UNPROGRAMMED = ("Ingress", "IngressClass", "NetworkPolicy", "GatewayClass", "Gateway", "HTTPRoute")
 SHELL_RC = """\
 [ -f ~/.bashrc ] && . ~/.bashrc
 PS1='\\[\\e[1;36m\\][k8snet]\\[\\e[0m\\] \\w\\$ '
@@ -73,30 +73,39 @@ def up(sources: Sequence[str], command: Sequence[str], *, lenient: bool = False,
 
 
 @contextlib.contextmanager
-def built(manifest: Manifest, *, nodes: int | None = None, **options: Any) -> Iterator[Cluster]:
-    """Build a cluster with its progress on standard error, and close it at the end of the block."""
+def built(
+    manifest: Manifest, *, nodes: int | None = None, proxy_mode: str = "iptables", **options: Any
+) -> Iterator[Cluster]:
+    """Build a cluster with its progress on standard error, and close it at the end of the block.
+
+    Args:
+        proxy_mode: of kube-proxy: "iptables" or "nftables", or "none" for a cluster without one.
+    """
     from rich.console import Console
 
     from k8snet.cluster.cluster import Cluster
 
     console = Console(stderr=True, highlight=False)
-    for line in [*manifest.warnings, manifest.not_used_line, _unprogrammed(manifest)]:
+    for line in [*manifest.warnings, manifest.not_used_line, _unprogrammed(manifest, proxy_mode)]:
         if line:
             console.print(line, markup=False, soft_wrap=True)
     with _progress(console) as progress:
         cluster = Cluster.of(manifest, nodes=nodes, progress=progress, **options)
     with cluster:
+        if proxy_mode != "none":
+            cluster.start_proxy(proxy_mode)
         yield cluster
 
 
-def _unprogrammed(manifest: Manifest) -> str:
+def _unprogrammed(manifest: Manifest, proxy_mode: str) -> str:
     from collections import Counter
 
     from k8snet.cluster.objects import kind_of
 
-    counts = Counter(kind_of(one) for one in manifest.objects if kind_of(one) in UNPROGRAMMED)
+    kinds = (*UNPROGRAMMED, *(SERVICES if proxy_mode == "none" else ()))
+    counts = Counter(kind_of(one) for one in manifest.objects if kind_of(one) in kinds)
     told = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
-    return f"kept, but without effect in this version: {told}" if told else ""
+    return f"kept, but without effect here: {told}" if told else ""
 
 
 @contextlib.contextmanager

@@ -272,10 +272,11 @@ def _service_ports(service: Service) -> Iterator[Problem]:
             taken.add((field, number or 0, protocol))
         if port.nodePort and spec.type == "ClusterIP":
             yield Problem(f"{at}.nodePort", f"{port.nodePort}: a Service of type ClusterIP has none; use type NodePort")
-        if isinstance(port.targetPort, int):
-            yield from _number(f"{at}.targetPort", port.targetPort, zero=True)
-        elif port.targetPort and not _PORT_NAME.fullmatch(port.targetPort):
-            yield Problem(f"{at}.targetPort", f"{show(port.targetPort)} is neither a port nor the name of one")
+        target = str(port.targetPort or 0)
+        if target.lstrip("-").isdecimal():
+            yield from _number(f"{at}.targetPort", int(target), zero=True)
+        elif not _PORT_NAME.fullmatch(target):
+            yield Problem(f"{at}.targetPort", f"{show(target)} is neither a port nor the name of one")
 
 
 def _port_name(path: str, name: str | None, names: set[str], *, missing: bool) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from k8snet.cluster import layout, objects, pod_networks
 from k8snet.cluster.fabric import FABRIC, Fabric
@@ -15,6 +15,7 @@ from k8snet.cluster.manifests import Manifest, load, parse
 from k8snet.cluster.node import BRIDGE, Node
 from k8snet.cluster.pod import Pod
 from k8snet.cluster.specs import check_addresses, check_change, check_new, complete, networks, of_family, pod_document
+from k8snet.cluster.views import Views
 from k8snet.cluster.wiring import WIRINGS, forget
 from k8snet.cluster.workloads import NodeSpec, PodPlan, node_specs, plan
 from k8snet.errors import InvalidInput, InvalidManifest, NameTaken, NotFound
@@ -25,11 +26,6 @@ from k8snet.linux.run import scratch
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
-    from k8snet.observe.diagram import Diagram
-    from k8snet.observe.model import ModelReport
-    from k8snet.observe.reach import Reach
-    from k8snet.observe.snapshot import Snapshot
-    from k8snet.observe.table import Table
     from k8snet.transcript import Transcript
 
 __all__ = ["Cluster"]
@@ -37,7 +33,17 @@ __all__ = ["Cluster"]
 Progress = Callable[[str, int, int], None]  # what is done, how many are, how many there are
 
 
-class Cluster:
+class Controller(Protocol):
+    """What keeps the kernel in step with the cluster's objects and pods."""
+
+    def check(self, wanted: Iterable[Any]) -> None:
+        """Refuse objects that cannot be, before anything is changed; raises InvalidManifest."""
+
+    def sync(self) -> None:
+        """Look at the cluster, and change what differs."""
+
+
+class Cluster(Views):
     """A cluster of nodes whose pods reach each other; gone when it, or its lab, is closed.
 
     In a notebook `cluster = Cluster(nodes=2)` is enough; a second one of the same name
@@ -74,11 +80,12 @@ class Cluster:
             if value not in choices:
                 raise InvalidInput(f"{what} {value!r}: one of {', '.join(choices)}")
         specs = complete(nodes or 0, self.ip_families)
-        self._cluster_networks, node_networks = networks(specs, self.ip_families)
+        self.cluster_networks, node_networks = networks(specs, self.ip_families)
         self.lab = Lab(name, ipv6="v6" in self.ip_families)
         self.objects: dict[tuple[str, str, str], Any] = {}  # (kind, namespace, name) -> lightkube model
         self.nodes: dict[str, Node] = {}
         self.pods: dict[tuple[str, str], Pod] = {}  # by (namespace, name)
+        self.controllers: list[Controller] = []  # told after each change of the pods
         self.lock = threading.RLock()
         self.stopped = False
         self.lab.keep(self)
@@ -264,7 +271,7 @@ class Cluster:
 
     def _masquerade(self, node: Node, family: str) -> None:
         """Let pods talk to what is outside as if the node did, as flannel's rule does."""
-        inside = str(self._cluster_networks[family])
+        inside = str(self.cluster_networks[family])
         node.netns.iptables(
             "-t", "nat", "-A", "POSTROUTING", "-s", node.pod_cidrs[family], "!", "-d", inside, "-j", "MASQUERADE",
             family=6 if family == "v6" else 4,
@@ -298,11 +305,13 @@ class Cluster:
             check_change(node_specs(list(merged.values())), self._specs())
             check_new(
                 specs[len(self.nodes) :], taken=[*FABRIC, *(one.name for one in self.lab)],
-                pods=self._cluster_networks, nodes=self.fabric.networks,
+                pods=self.cluster_networks, nodes=self.fabric.networks,
             )  # fmt: skip
             plans = plan(list(merged.values()), nodes=specs, placed=self._placed())
             given = set(map(objects.key_of, manifest.objects))
             check_addresses([one for one in plans if ("Pod", *one.key) in given], specs)
+            for controller in self.controllers:
+                controller.check(merged.values())
             self.objects = merged
             for spec in specs[len(self.nodes) :]:
                 self._add_node(spec)
@@ -379,6 +388,8 @@ class Cluster:
                 self._remove_pod(pod)
         new = [self._new_pod(one) for key, one in wanted.items() if key not in self.pods]
         self._start([pod for pod in new if pod.node])
+        for controller in self.controllers:
+            controller.sync()
 
     def _new_pod(self, one: PodPlan) -> Pod:
         node = self.nodes[one.node] if one.node else None
@@ -434,52 +445,9 @@ class Cluster:
             repaired = self.pod_network.repair(list(self.nodes.values()))
             for pod in self.pods.values():
                 repaired += pod.repair()
+            for controller in self.controllers:
+                controller.sync()
             return repaired
-
-    # -- looking -----------------------------------------------------------------------
-
-    def get(self, kind: str = "pods", *, namespace: str | None = None) -> Table:
-        """Return a table of objects with their live state. Like: kubectl get KIND -o wide.
-
-        Args:
-            kind: "pods", "nodes", "services", ... as kubectl names them.
-            namespace: None shows all.
-
-        Raises:
-            NotFound: no such kind.
-        """
-        from k8snet.observe.status import table
-
-        with self.lock:
-            self.sync()
-            return table(self, kind, namespace=namespace)
-
-    def reach(self, *, ports: Sequence[str] = (), timeout_s: float = 1.0, family: str = "v4") -> Reach:
-        """Probe every pod from every pod, and return the matrix. See k8snet.observe.reach.probe()."""
-        from k8snet.observe.reach import probe
-
-        with self.lock:
-            self.sync()
-            return probe(self, ports=ports, timeout_s=timeout_s, family=family)
-
-    def check_model(self, *, timeout_s: float = 1.0) -> ModelReport:
-        """Probe the rules of the Kubernetes network model, and return what holds. See k8snet.observe.model."""
-        from k8snet.observe.model import check
-
-        with self.lock:
-            self.sync()
-            return check(self, timeout_s=timeout_s)
-
-    def snapshot(self) -> Snapshot:
-        """Return what the kernel holds. See Lab.snapshot()."""
-        return self.lab.snapshot()
-
-    def diagram(self, **options: Any) -> Diagram:
-        """Return a drawing of nodes, pods and what joins them. See k8snet.observe.cluster_diagram.draw()."""
-        from k8snet.observe.cluster_diagram import draw
-
-        self.lab.worker  # noqa: B018  # raises LabClosed
-        return draw(self, **options)
 
 
 def _loaded(source: str | Path | Iterable[Any], *, lenient: bool) -> Manifest:

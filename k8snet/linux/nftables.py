@@ -1,7 +1,7 @@
 """nftables rulesets larger than one transaction: cut so that packets never meet half of a change.
 
-A netlink transaction must fit the socket's send buffer, 208 KiB unless root lifts it. So a ruleset is
-loaded in several, in an order in which what packets can reach is whole at every moment:
+A transaction must fit a socket's send buffer, 208 KiB unless root lifts it. So a ruleset is loaded in
+several, in an order in which what packets can reach is whole at every moment:
 
     0 tables        1 new sets, maps and chains      2 rules, of a chain before those of chains that go to it
     3 elements      4 rules of base chains           5 to 7 deleted elements, emptied chains, deleted sets
@@ -27,7 +27,6 @@ __all__ = ["LIMIT", "apply_script", "estimate", "split"]
 LIMIT = 150_000  # bytes of netlink in one transaction; the send buffer takes 212,960
 TOO_LONG, BUSY = "Message too long", "Device or resource busy"
 PATIENCE_S = 5.0  # seconds that a chain may count as used after the last map element that named it
-TRANSACTION_S = 120.0  # seconds; the kernel needs them for a large one, where nothing limits its size
 PHASES = {
     "add table": 0, "flush table": 0, "delete table": 0,
     "add set": 1, "flush set": 1, "add map": 1, "flush map": 1, "add chain": 1,
@@ -37,7 +36,7 @@ PHASES = {
 RULES, HOOKED, NO_CHAINS = 2, 4, 8
 STATEMENT = re.compile(r"(\w+ (\w+)) (\w+ \S+)(?: (\S+))?")
 TARGET = re.compile(r"(?:jump|goto) ([\w./-]+)")
-KEY = re.compile(r"\{ *(.*?) *(?: comment |[:}])")
+KEY = re.compile(r"\{ *(.*?) *(?: comment | : |\})")
 
 
 @dataclass(kw_only=True)
@@ -48,30 +47,22 @@ class _Unit:
     phase: int = 0
     statements: list[str] = field(default_factory=list)
 
-    @property
-    def size(self) -> int:
-        return sum(map(estimate, self.statements))
-
 
 def estimate(statement: str) -> int:
     """Return how many bytes of netlink *statement* takes at most: as measured with nft 1.0.6, and some added."""
-    return sum(_estimate(line) for line in statement.splitlines())
-
-
-def _estimate(line: str) -> int:
-    rule = line.startswith("add rule")
-    unnamed_set = 150 + 40 * line.count(",") if rule and "{" in line else 0
-    return (200 if rule else 60) + len(line) * 8 // 5 + unnamed_set
+    size = len(statement) * 8 // 5
+    for line in statement.splitlines():
+        rule = line.startswith("add rule")
+        size += (200 if rule else 60) + (150 + 40 * line.count(",") if rule and "{" in line else 0)
+    return size
 
 
 def split(statements: Iterable[str], *, limit: int = LIMIT) -> list[list[str]]:
     """Return *statements* as transactions, each of which leaves whole what packets can reach.
 
-    What stays together: the statements that empty a chain and fill it again, those that delete an element
-    and add it again, and the lines of one statement that has several.
-
     Args:
-        statements: as nft takes them, each with its family: "add rule ip TABLE CHAIN ...".
+        statements: as nft takes them, each with its family: "add rule ip TABLE CHAIN ...". Together stay those
+            that empty a chain and fill it again, that delete an element and add it again, and lines of one.
         limit: bytes of netlink in one transaction, by estimate(); what stays together may be larger.
 
     Raises:
@@ -80,11 +71,12 @@ def split(statements: Iterable[str], *, limit: int = LIMIT) -> list[list[str]]:
     found: list[list[str]] = []
     size = phase = 0
     for unit in _ordered(_units(statements)):
-        if not found or size + unit.size > limit or unit.phase == NO_CHAINS != phase:
+        weight = sum(map(estimate, unit.statements))
+        if not found or size + weight > limit or unit.phase == NO_CHAINS != phase:
             found.append([])
             size = 0
         found[-1] += unit.statements
-        size, phase = size + unit.size, unit.phase
+        size, phase = size + weight, unit.phase
     return found
 
 
@@ -107,8 +99,7 @@ def _units(statements: Iterable[str]) -> list[_Unit]:
     return list(units.values())
 
 
-def _parse(text: str) -> tuple[str, str, tuple[str, str]]:
-    """Return verb and kind, the kind alone, and the place."""
+def _parse(text: str) -> tuple[str, str, tuple[str, str]]:  # verb and kind, the kind alone, the place
     match = STATEMENT.match(text)
     if not match or match[1] not in PHASES or not (match[4] or match[2] == "table"):
         raise InvalidInput(f"nft statement {text!r}: not `VERB KIND FAMILY TABLE [NAME] ...` as in {', '.join(PHASES)}")
@@ -134,9 +125,7 @@ def _ordered(units: Sequence[_Unit]) -> Iterator[_Unit]:
 
 
 def apply_script(netns: Netns, statements: Iterable[str], *, limit: int = LIMIT) -> int:
-    """Load *statements* in as many transactions as split() makes of them, and return how many those were.
-
-    Like: nft -f -
+    """Load *statements* in the transactions that split() makes of them; return how many. Like: nft -f -.
 
     Raises:
         CommandFailed: nft did not take a transaction; nothing of it is loaded, and all that came before it is.
@@ -145,12 +134,20 @@ def apply_script(netns: Netns, statements: Iterable[str], *, limit: int = LIMIT)
     """
     transactions = split(statements, limit=limit)
     for one in transactions:
-        _load(netns, one)
+        _load(netns, one, halve=True)
     return len(transactions)
 
 
-def _load(netns: Netns, statements: Sequence[str], *, halve: bool = True) -> None:
-    done, size = _run(netns, statements), sum(map(estimate, statements))
+def _load(netns: Netns, statements: Sequence[str], *, halve: bool) -> None:
+    script, tries = "".join(f"{one}\n" for one in statements), list[Completed]()
+
+    def settled() -> bool:
+        tries.append(netns.run("nft", "-f", "-", stdin=script, timeout_s=120, check=False, record=True))
+        return BUSY not in tries[-1].stderr
+
+    with suppress(Timeout):
+        wait_until(settled, what="chains that no map names any more", timeout_s=PATIENCE_S, every_s=0.05)
+    done, size = tries[-1], sum(map(estimate, statements))
     if TOO_LONG in done.stderr:
         parts = split(statements, limit=size // 2) if halve else []
         if len(parts) < 2:
@@ -160,15 +157,3 @@ def _load(netns: Netns, statements: Sequence[str], *, halve: bool = True) -> Non
             _load(netns, part, halve=False)
     elif not done.ok:
         raise CommandFailed(done.argv, done.code, done.stderr, netns.name)
-
-
-def _run(netns: Netns, statements: Sequence[str]) -> Completed:
-    script, tries = "".join(f"{one}\n" for one in statements), list[Completed]()
-
-    def settled() -> bool:
-        tries.append(netns.run("nft", "-f", "-", stdin=script, timeout_s=TRANSACTION_S, check=False, record=True))
-        return BUSY not in tries[-1].stderr
-
-    with suppress(Timeout):
-        wait_until(settled, what="chains that no map names any more", timeout_s=PATIENCE_S, every_s=0.05)
-    return tries[-1]

@@ -111,15 +111,38 @@ def test_a_diagram_is_written_as_an_svg_file_that_stands_by_itself(tmp_path):
     assert "prefers-color-scheme:dark" in text
 
 
+WEB = """---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.80, selector: {app: web}, ports: [{port: 80}]}
+"""
+
+
+@pytest.mark.parametrize(("mode", "said"), [("iptables", "says hello"), ("nftables", "says hello"), ("none", "exit 7")])
+def test_a_service_is_reached_in_each_mode_of_kube_proxy_and_in_none(mode, said):
+    script = "k exec shop/client -- curl -s -m 1 http://10.96.0.80 || echo exit 7"
+    done = in_cluster(script, "--proxy-mode", mode, file="-", text=SHOP.read_text() + WEB)
+    assert said in done.stdout, done.stderr
+    assert ("without effect here: 1 Service" in done.stderr) == (mode == "none")
+
+
+def test_two_services_with_one_address_are_refused(tmp_path):
+    (tmp_path / "two.yaml").write_text(SHOP.read_text() + WEB + WEB.replace("name: web,", "name: other,"))
+    done = k8snet("up", "-f", tmp_path / "two.yaml", "--", "true")
+    assert done.returncode == 2
+    assert "10.96.0.80 is the cluster IP of Service shop/web already" in done.stderr
+
+
 def test_kinds_without_effect_are_named_in_one_line():
     extra = (
-        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Service\n"
-        "metadata: {name: web}\nspec: {ports: [{port: 80}]}\n"
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: networking.k8s.io/v1\n"
+        "kind: NetworkPolicy\nmetadata: {name: web}\nspec: {podSelector: {}}\n"
     )
     done = in_cluster("true", file="-", text=SHOP.read_text() + extra)
     assert done.returncode == 0
     assert "not used: 1 ConfigMap" in done.stderr
-    assert "kept, but without effect in this version: 1 Service" in done.stderr
+    assert "kept, but without effect here: 1 NetworkPolicy" in done.stderr
 
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: nginx}]}\n"

@@ -537,7 +537,8 @@ def test_anchors_and_merges_are_followed():
 def test_quantities_may_be_numbers_and_ports_of_services_names_or_numbers():
     text = several(
         pod(container="name: a, resources: {limits: {cpu: 1, memory: 0.5}, requests: {cpu: 500m, memory: 64Mi}}"),
-        of("v1", "Service") + "spec: {ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 8081}]}",
+        of("v1", "Service") +
+        "spec: {ports: [{name: a, port: 80, targetPort: http}, {name: b, port: 81, targetPort: 8081}]}",
     )
     web, service, *_ = parse(text).objects
     assert web.spec.containers[0].resources.limits == {"cpu": "1", "memory": "0.5"}

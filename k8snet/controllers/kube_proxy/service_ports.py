@@ -9,6 +9,7 @@ Source: kubernetes pkg/proxy, serviceport.go, endpointslicecache.go and topology
 
 from __future__ import annotations
 
+import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ class ProxyConfig:
     localhost_nodeports: bool = True  # iptables mode, IPv4
     nodeport_addresses: tuple[str, ...] = ()  # networks; () is any address of the node
     service_cidrs: tuple[str, ...] = ()  # nftables mode: what belongs to Services and to nobody else
+    random_fully: bool = False  # iptables mode: masquerade to random ports
+    tcp_liberal: bool = False  # iptables mode: conntrack forgives; what it calls INVALID is not dropped
+    nfacct: bool = False  # iptables mode: count dropped and localhost packets; few kernels can
 
     @property
     def masquerade_mark(self) -> str:
@@ -153,10 +157,8 @@ def service_ports(objects: Iterable[Any], config: ProxyConfig) -> list[ServicePo
 
 def _skipped(service: Service) -> bool:
     spec = service.spec
-    return (
-        spec is None or spec.clusterIP in (None, "", "None") or spec.type == "ExternalName"
-        or OTHER_PROXY in labels_of(service)
-    )  # fmt: skip
+    none = spec is None or spec.clusterIP in (None, "", "None") or spec.type == "ExternalName"
+    return none or not labels_of(service).keys().isdisjoint({OTHER_PROXY, HEADLESS})
 
 
 def _spec_ports(service: Service) -> Sequence[Any]:
@@ -170,7 +172,14 @@ def _cluster_ip(service: Service, family: str) -> str | None:
 
 
 def _of_family(texts: Iterable[str | None], family: str) -> tuple[str, ...]:
-    return tuple(one for one in texts if one and (":" in one) == (family == "v6"))
+    return tuple(_canonical(one) for one in texts if one and (":" in one) == (family == "v6"))
+
+
+def _canonical(text: str) -> str:
+    """Return an address or network as kube-proxy writes it: fd00::1, and 10.0.0.0/8 for 10.1.2.3/8."""
+    if "/" in text:
+        return str(ipaddress.ip_network(text, strict=False))
+    return str(ipaddress.ip_address(text)) if ":" in text else text
 
 
 def _service_port(
@@ -179,19 +188,16 @@ def _service_port(
     spec, protocol = service.spec, port.protocol or "TCP"
     assert spec is not None  # noqa: S101  # one without is skipped
     ingress = (service.status.loadBalancer.ingress if service.status and service.status.loadBalancer else None) or ()
-    exposed = spec.type in EXPOSED
-    external_ips = _of_family(spec.externalIPs or (), family)
-    outside_local = spec.externalTrafficPolicy == "Local" and (exposed or bool(spec.externalIPs))
-    balanced = spec.type == "LoadBalancer"
-    vips = [one.ip for one in ingress if one.ipMode in (None, "VIP")] if balanced else []
+    outside_local = spec.externalTrafficPolicy == "Local" and (spec.type in EXPOSED or bool(spec.externalIPs))
+    vips = [one.ip for one in ingress if one.ipMode in (None, "VIP")]
     affinity = spec.sessionAffinityConfig.clientIP if spec.sessionAffinityConfig else None
     seconds = (affinity.timeoutSeconds if affinity else None) or AFFINITY_S
     return ServicePort(
         namespace=namespace_of(service), name=name_of(service), port_name=port.name or "", protocol=protocol,
-        cluster_ip=cluster_ip, port=port.port, node_port=(port.nodePort or 0) if exposed else 0,
-        external_ips=external_ips, load_balancer_ips=_of_family(vips, family),
+        cluster_ip=cluster_ip, port=port.port, node_port=port.nodePort or 0,
+        external_ips=_of_family(spec.externalIPs or (), family), load_balancer_ips=_of_family(vips, family),
         source_ranges=_of_family([text.strip() for text in spec.loadBalancerSourceRanges or ()], family),
-        health_check_node_port=(spec.healthCheckNodePort or 0) if balanced and outside_local else 0,
+        health_check_node_port=(spec.healthCheckNodePort or 0) if spec.type == "LoadBalancer" and outside_local else 0,
         affinity_s=seconds if spec.sessionAffinity == "ClientIP" else None,
         internal_local=spec.internalTrafficPolicy == "Local", external_local=outside_local,
         endpoints=tuple(endpoints.get((port.name or "", protocol), ())),
@@ -218,7 +224,7 @@ def _endpoint(endpoint: Any, port: int, node: str) -> Endpoint | None:
         return None
     state = endpoint.conditions
     return Endpoint(
-        address=endpoint.addresses[0], port=port, ready=state is None or state.ready is not False,
+        address=_canonical(endpoint.addresses[0]), port=port, ready=state is None or state.ready is not False,
         serving=state is None or state.serving is not False, terminating=bool(state and state.terminating),
         local=endpoint.nodeName == node,
     )  # fmt: skip

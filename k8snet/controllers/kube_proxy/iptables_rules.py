@@ -1,0 +1,185 @@
+"""The rules that one service port has in iptables mode. iptables.py draws where they stand.
+
+Source: kubernetes pkg/proxy/iptables, proxier.go (1.33).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from k8snet.controllers.kube_proxy.service_ports import Endpoint, ProxyConfig, ServicePort, categorize
+
+__all__ = ["Built", "build"]
+
+
+class Built(NamedTuple):
+    """The rules of one service port."""
+
+    shared: tuple[tuple[str, str, str], ...]  # (table, chain, rule): in chains that all Services share
+    own: dict[str, list[str]]  # chain of nat -> its rules
+
+
+
+def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> Built:
+    """Return the rules of one service port.
+
+    Args:
+        comments: whether those of its endpoints have comments, too.
+    """
+    made = _Port(port, config, comments=comments)
+    return Built(tuple(made.shared()), dict(made.own()))
+
+
+class _Port:
+    def __init__(self, port: ServicePort, config: ProxyConfig, *, comments: bool) -> None:
+        self.port, self.config, self.comments, self.name = port, config, comments, port.key
+        self.protocol = port.protocol.lower()
+        self.found = categorize(port)
+        self.any = self.found.any_anywhere
+        self.inside = self.any and bool(self.found.local or not port.internal_local)
+        self.outside = self.any and bool(self.found.local or not port.external_local)
+        digest = _digest(self.name + self.protocol)
+        self.svc, self.svl, self.ext, self.fw = (f"KUBE-{one}-{digest}" for one in ("SVC", "SVL", "EXT", "FW"))
+        self.guarded = self.any and bool(port.load_balancer_ips and port.source_ranges)
+
+    def to(self, address: str) -> str:
+        return f"-m {self.protocol} -p {self.protocol} -d {address} --dport {self.port.port}"
+
+    # in chains that all Services share
+
+    def shared(self) -> Iterator[tuple[str, str, str]]:
+        if self.inside:
+            yield self._caught("cluster IP", self.port.cluster_ip, self.svl if self.port.internal_local else self.svc)
+        else:
+            yield self._refused("KUBE-SERVICES", self.to(self.port.cluster_ip))
+        for address in self.port.external_ips:
+            if self.any:
+                yield self._caught("external IP", address, self.ext)
+            if not self.outside:
+                yield self._refused("KUBE-EXTERNAL-SERVICES", self.to(address))
+        yield from self._load_balanced()
+        yield from self._node_port()
+
+    def _caught(self, what: str, address: str, chain: str) -> tuple[str, str, str]:
+        rule = f'-A KUBE-SERVICES -m comment --comment "{self.name} {what}" {self.to(address)} -j {chain}'
+        return "nat", "KUBE-SERVICES", rule
+
+    def _refused(self, chain: str, match: str) -> tuple[str, str, str]:
+        """Return the rule for what no endpoint is there for; it is silent where another node has one."""
+        what, verdict = ("no local endpoints", "DROP") if self.any else ("no endpoints", "REJECT")
+        return "filter", chain, f'-A {chain} -m comment --comment "{self.name} has {what}" {match} -j {verdict}'
+
+    def _load_balanced(self) -> Iterator[tuple[str, str, str]]:
+        for address in self.port.load_balancer_ips:
+            if self.any:
+                yield self._caught("loadbalancer IP", address, self.fw if self.guarded else self.ext)
+            if self.guarded:
+                comment = f'-m comment --comment "{self.name} traffic not accepted by {self.fw}"'
+                yield (
+                    "filter", "KUBE-PROXY-FIREWALL",
+                    f"-A KUBE-PROXY-FIREWALL {comment} {self.to(address)} -j DROP",
+                )  # fmt: skip
+        if not self.outside:
+            for address in self.port.load_balancer_ips:
+                yield self._refused("KUBE-EXTERNAL-SERVICES", self.to(address))
+
+    def _node_port(self) -> Iterator[tuple[str, str, str]]:
+        port, transport = self.port, f"-m {self.protocol} -p {self.protocol}"
+        match = f"--dport {port.node_port}"
+        head = f"-A KUBE-NODEPORTS -m comment --comment {self.name} {transport}"
+        if port.node_port and self.any:
+            if self.config.localhost_nodeports and self.config.family == "v4":  # upstream has it where nfacct can count
+                count = " -m nfacct --nfacct-name localhost_nps_accepted_pkts" if self.config.nfacct else ""
+                yield "nat", "KUBE-NODEPORTS", f"{head} -d 127.0.0.0/8 {match}{count} -j {self.ext}"
+            yield "nat", "KUBE-NODEPORTS", f"{head} {match} -j {self.ext}"
+        if port.node_port and not self.outside:
+            yield self._refused("KUBE-EXTERNAL-SERVICES", f"-m addrtype --dst-type LOCAL {transport} {match}")
+        if port.health_check_node_port:
+            comment = f'-m comment --comment "{self.name} health check node port"'
+            tail = f"-m tcp -p tcp --dport {port.health_check_node_port} -j ACCEPT"
+            yield "filter", "KUBE-NODEPORTS", f"-A KUBE-NODEPORTS {comment} {tail}"
+
+    # in chains of its own
+
+    def own(self) -> Iterator[tuple[str, list[str]]]:
+        port, found = self.port, self.found
+        chains: defaultdict[str, list[str]] = defaultdict(list)
+        names = {one: "KUBE-SEP-" + _digest(f"{self.name}{self.protocol}{one}") for one in found.reachable}
+        if found.cluster:
+            chains[self.svc] = self._to_endpoints(self.svc, found.cluster, names)
+        if found.local:
+            chains[self.svl] = self._to_endpoints(self.svl, found.local, names)
+        if self.inside:
+            chain = self.svl if port.internal_local else self.svc
+            chains[chain][:0] = self._masquerade_of_cluster_ip(chain)
+        if self.any and port.externally_accessible:
+            chains[self.ext] = [f"-A {self.ext} {rule}" for rule in self._from_outside()]
+        if self.guarded:
+            chains[self.fw] = [f"-A {self.fw} -m comment --comment {rule}" for rule in self._source_ranges()]
+        yield from chains.items()
+        for endpoint, name in names.items():
+            yield name, self._endpoint(endpoint, name)
+
+    def _masquerade_of_cluster_ip(self, chain: str) -> list[str]:
+        """Return the rule for who calls the cluster IP from outside the cluster: answers have to come back this way."""
+        head = f'-A {chain} -m comment --comment "{self.name} cluster IP" {self.to(self.port.cluster_ip)}'
+        if self.config.masquerade_all:
+            return [f"{head} -j KUBE-MARK-MASQ"]
+        return [f"{head} ! -s {self.config.cluster_cidr} -j KUBE-MARK-MASQ"] if self.config.cluster_cidr else []
+
+    def _from_outside(self) -> Iterator[str]:
+        to, local = f'for {self.name} external destinations"', "-m addrtype --src-type LOCAL"
+        if not self.port.external_local:
+            yield f'-m comment --comment "masquerade traffic {to} -j KUBE-MARK-MASQ'
+        else:  # who is here already has been let in, and may go to any node
+            if self.config.cluster_cidr:
+                yield f'-m comment --comment "pod traffic {to} -s {self.config.cluster_cidr} -j {self.svc}'
+            yield f'-m comment --comment "masquerade LOCAL traffic {to} {local} -j KUBE-MARK-MASQ'
+            yield f'-m comment --comment "route LOCAL traffic {to} {local} -j {self.svc}'
+        if self.outside:
+            yield f"-j {self.svl if self.port.external_local else self.svc}"
+
+    def _source_ranges(self) -> Iterator[str]:
+        ranges, balanced = self.port.source_ranges, f'"{self.name} loadbalancer IP"'
+        yield from (f"{balanced} -s {one} -j {self.ext}" for one in ranges)
+        node = next((one for one in self.config.node_ips if (":" in one) == (self.config.family == "v6")), None)
+        if node and any(ipaddress.ip_address(node) in ipaddress.ip_network(one) for one in ranges):
+            # where the node has the balancer's address as its own, it calls it from that address
+            yield from (f"{balanced} -s {one} -j {self.ext}" for one in self.port.load_balancer_ips)
+        yield f'"other traffic to {self.name} will be dropped by KUBE-PROXY-FIREWALL"'
+
+    def _to_endpoints(self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[Endpoint, str]) -> list[str]:
+        comments = [self._comment(f'"{self.name} -> {one}"') for one in endpoints]
+        heads = [f"-A {chain}{comment}" for comment in comments]
+        found = []
+        if self.port.affinity_s is not None:
+            for head, one in zip(heads, endpoints, strict=True):
+                recent = f"-m recent --name {names[one]} --rcheck --seconds {self.port.affinity_s} --reap"
+                found.append(f"{head} {recent} -j {names[one]}")
+        left = len(endpoints)
+        for head, one in zip(heads, endpoints, strict=True):
+            lot = f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
+            found.append(f"{head}{lot} -j {names[one]}")
+            left -= 1
+        return found
+
+    def _endpoint(self, endpoint: Endpoint, name: str) -> list[str]:
+        head = f"-A {name}{self._comment(self.name)}"
+        recent = f" -m recent --name {name} --set" if self.port.affinity_s is not None else ""
+        transport = f"-m {self.protocol} -p {self.protocol}"
+        return [
+            f"{head} -s {endpoint.address} -j KUBE-MARK-MASQ",
+            f"{head}{recent} {transport} -j DNAT --to-destination {endpoint}",
+        ]
+
+    def _comment(self, text: str) -> str:
+        return f" -m comment --comment {text}" if self.comments else ""
+
+
+def _digest(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest())[:16].decode()
