@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -300,6 +301,27 @@ def test_a_udp_service_answers(node):
                        port=53, endpoints=(Endpoint(address="10.244.1.11", port=5353),))  # fmt: skip
     Proxier(CONFIG).apply(node, [port])
     assert calls(pod(node, 0), 5, "10.96.0.10", 53, protocol="udp") == {"ok": 5}
+
+
+def test_a_udp_client_that_never_changes_its_port_follows_the_endpoints(node):
+    """For conntrack the datagrams of one socket are one connection, for as long as any come."""
+    for number in (1, 2):
+        pod(node, number).listen(5353, protocol="udp")
+    ends = [Endpoint(address=f"10.244.1.{n}", port=5353) for n in (11, 12)]
+    port = replace(service(protocol="UDP", port=53), endpoints=(ends[0],))
+    proxier = Proxier(CONFIG)
+    proxier.apply(node, [port])
+
+    def ask(sock):
+        sock.send(b"?\n")
+        return sock.recv(100).split()[0]
+
+    with pod(node, 0).inside(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        sock.connect((VIP, 53))
+        assert [ask(sock), ask(sock)] == [b"pod1"] * 2
+        proxier.apply(node, [replace(port, endpoints=(ends[1],))])
+        assert ask(sock) == b"pod2"
 
 
 def test_everything_that_leads_to_a_service_is_answered_from_outside(node):

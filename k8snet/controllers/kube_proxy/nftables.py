@@ -34,6 +34,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from k8snet.controllers.kube_proxy import conntrack
 from k8snet.controllers.kube_proxy.service_ports import Categories, Endpoint, ProxyConfig, ServicePort, categorize
 from k8snet.linux.nftables import apply_script
 
@@ -393,8 +394,9 @@ class Proxier:
     def apply(self, netns: Netns, ports: Sequence[ServicePort]) -> int:
         """Bring the rules of a node in step with *ports*, and return how many transactions that took.
 
-        A packet meets the old rules of a service port or the new ones. The first call, and the first after
-        an error, make the table anew: what another Proxier left there works no more until they are done.
+        A packet meets the old rules of a service port or the new ones; connections to UDP endpoints that are
+        gone are forgotten. The first call, and the first after an error, make the table anew: what another
+        Proxier left there works no more until they are done.
 
         Like: nft -f -
 
@@ -403,9 +405,11 @@ class Proxier:
         """
         wanted = self._state(ports)
         statements = self._statements(wanted)
+        before = [port for port, _ in self._loaded.ports.values()] if self._loaded else []
         self._loaded = None
         count = apply_script(netns, statements)
         self._loaded = wanted
+        conntrack.forget(netns, before, ports, family=self._config.family)
         return count
 
     def remove(self, netns: Netns) -> None:

@@ -41,7 +41,7 @@ class ProxyConfig:
     masquerade_all: bool = False
     masquerade_bit: int = 14
     localhost_nodeports: bool = True  # iptables mode, IPv4
-    nodeport_addresses: tuple[str, ...] = ()  # networks; () is any address of the node
+    nodeport_addresses: tuple[str, ...] = ()  # networks; () is any address (iptables), or the first one (nftables)
     service_cidrs: tuple[str, ...] = ()  # nftables mode: what belongs to Services and to nobody else
     random_fully: bool = False  # iptables mode: masquerade to random ports
     tcp_liberal: bool = False  # iptables mode: conntrack forgives; what it calls INVALID is not dropped
