@@ -29,34 +29,41 @@ def main() -> None:
     """Keep `render` a command of its own."""
 
 
+Files = Annotated[
+    list[str],
+    typer.Option("-f", "--filename", help="Services and EndpointSlices: YAML or JSON, a folder, or - for stdin."),
+]
+NodeName = Annotated[str, typer.Option(help="The node whose rules are wanted, as in nodeName of endpoints.")]
+Mode = Annotated[str, typer.Option(help="iptables, nftables or ipvs.")]
+NodeIps = Annotated[
+    list[str] | None, typer.Option(help="An address of the node; give it for each. The first is the main one.")
+]
+ClusterCidr = Annotated[str | None, typer.Option(help="The network of all pods.")]
+Detector = Annotated[
+    str | None,
+    typer.Option(
+        help="How a pod of the cluster is known: cluster-cidr or none.",
+        show_default="cluster-cidr where --cluster-cidr is given",
+    ),
+]
+Addresses = Annotated[
+    list[str] | None, typer.Option(help="A network whose addresses serve node ports.", show_default="all addresses")
+]
+
+
 @app.command()
 def render(
-    files: Annotated[
-        list[str],
-        typer.Option(
-            "-f", "--filename", help="Services and EndpointSlices: YAML or JSON, a folder, or - for standard input."
-        ),
-    ],
+    files: Files,
     *,
-    node_name: Annotated[str, typer.Option(help="The node whose rules are wanted, as in nodeName of endpoints.")],
-    mode: Annotated[str, typer.Option(help="iptables, nftables or ipvs.")] = "iptables",
-    node_ip: Annotated[
-        list[str] | None, typer.Option(help="An address of the node; give it for each. The first is the main one.")
-    ] = None,
-    cluster_cidr: Annotated[str | None, typer.Option(help="The network of all pods.")] = None,
-    local_detector: Annotated[
-        str | None,
-        typer.Option(
-            help="How a pod of the cluster is known: cluster-cidr or none.",
-            show_default="cluster-cidr where --cluster-cidr is given",
-        ),
-    ] = None,
+    node_name: NodeName,
+    mode: Mode = "iptables",
+    node_ip: NodeIps = None,
+    cluster_cidr: ClusterCidr = None,
+    local_detector: Detector = None,
     masquerade_all: Annotated[bool, typer.Option(help="Masquerade everything that goes to a cluster IP.")] = False,
     masquerade_bit: Annotated[int, typer.Option(min=0, max=31, help="The bit of the mark for masquerade.")] = 14,
     localhost_nodeports: Annotated[bool, typer.Option(help="Serve node ports on 127.0.0.1, too.")] = True,
-    nodeport_addresses: Annotated[
-        list[str] | None, typer.Option(help="A network whose addresses serve node ports.", show_default="all addresses")
-    ] = None,
+    nodeport_addresses: Addresses = None,
     ip_family: Annotated[str, typer.Option(help="v4 or v6.")] = "v4",
     external_chains_only: Annotated[
         bool, typer.Option("--external-chains-only", help="Without the jumps from the kernel's own chains.")

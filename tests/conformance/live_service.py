@@ -37,7 +37,8 @@ class Stage:
             other.add_route("default", via=f"{link}.1")
         self.node.add_bridge("own")
         self.node.set_up("own")
-        self.node.set_sysctls({"net.ipv4.ip_forward": 1})
+        redirects = {f"net/ipv4/conf/{one}/send_redirects": 0 for one in ("all", "to-world")}
+        self.node.set_sysctls({"net.ipv4.ip_forward": 1, **redirects})  # it answers for addresses that nobody has
         self.node.add_route("default", via="198.18.0.2")
         for netns, interface, addresses in (
             (self.node, "own", own), (self.world, "eth0", callers), (self.pods, "eth0", pods)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JUMPS", "Applied", "Proxier", "Rules", "render"]
 
-ONE_TRANSACTION = 35_000  # bytes of text in one table; with the usual send buffer iptables-nft refuses some 41,000
+ONE_TRANSACTION = 250  # rules of one table; with the usual send buffer iptables-nft refuses some 290 with comments
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 LARGE = 1000  # endpoints; with more, the rules of endpoints go without comments
 OWN = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-FW-", "KUBE-EXT-", "KUBE-SEP-")  # the chains of one Service
@@ -92,6 +92,11 @@ class Rules:
     def __str__(self) -> str:
         """Return the text for iptables-restore --noflush."""
         return "\n".join([*self._table("filter", self.filter, ()), *self._table("nat", self.nat, self.stale), ""])
+
+    @property
+    def size(self) -> int:
+        """How many rules the larger table has."""
+        return max(sum(map(len, one.values())) for one in (self.filter, self.nat))
 
     def _table(self, name: str, chains: Mapping[str, Sequence[str]], stale: Sequence[str]) -> Iterator[str]:
         order = [*FILTER[:2], *sorted({*chains, *stale}.difference(FILTER[:2]))]
@@ -258,12 +263,11 @@ class Proxier:
         if not full and list(ports) == old:
             return Applied(backend=str(self.backend), full=False, text="", forgotten=0)
         rules = self.sync(ports)
-        text = str(rules)
-        fits = max(map(len, text.split("COMMIT"))) <= ONE_TRANSACTION
+        fits = rules.size <= ONE_TRANSACTION
         if self.backend == "nft" and not fits:
             return self._with_legacy(netns, ports)
         self.backend = self.backend or ("nft" if fits else "legacy")
-        text = str(self._beside(netns, rules)) if full else text
+        text = str(self._beside(netns, rules) if full else rules)
         try:
             netns.iptables_restore(text, backend=self.backend, family=self._version)
         except CommandFailed as error:

@@ -182,4 +182,4 @@ class _Port:
 
 
 def _digest(text: str) -> str:
-    return base64.b32encode(hashlib.sha256(text.encode()).digest())[:16].decode()
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()  # 16 letters of 5 bits
