@@ -247,7 +247,8 @@ def test_a_command_may_follow_without_dashes_and_has_its_own_options():
 
 def test_a_bad_manifest_in_the_shell_leaves_the_cluster_as_it_was(tmp_path):
     (tmp_path / "bad.yaml").write_text(BAD["wrong type"][0])
-    done = in_cluster(f"k get pods -o json | md5sum; k apply -f {tmp_path}/bad.yaml; echo exit $?; k get pods -o json | md5sum")
+    look = "k get pods -o json | md5sum"
+    done = in_cluster(f"{look}; k apply -f {tmp_path}/bad.yaml; echo exit $?; {look}")
     first, code, last = done.stdout.splitlines()
     assert code == "exit 2"
     assert "eighty" in done.stderr
