@@ -22,7 +22,7 @@ from k8snet.cluster.node import BRIDGE, Node
 from k8snet.cni.config import NetworkList, load
 from k8snet.cni.ipam import Leases
 from k8snet.cni.runtime import Runtime
-from k8snet.errors import InvalidInput, K8snetError, NotFound
+from k8snet.errors import InvalidInput, K8snetError, KernelRefused, NotFound
 from k8snet.lab import Attachment
 from k8snet.linux.address import mac_for, network
 
@@ -154,7 +154,7 @@ class Direct(Cni):
             self.lab.remove(pod.netns.name)
         else:  # deleted by hand: the kernel may not have come round to the cable
             self.lab.adopt()
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFound, KernelRefused):  # it may come round to it just now
                 pod.home.netns.delete_link(port_name(pod.namespace, pod.name))
         self._release(pod.home, pod)
 
