@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from k8snet.errors import InvalidInput, K8snetError, NotFound
+from k8snet.jupyter.vm.cli import app as vm
 from k8snet.proxy_cli import app as proxy
 
 # What a command needs is imported in it, so that `k8snet --help` and `k8snet sandbox` start at once.
@@ -25,6 +26,7 @@ app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
 app.add_typer(kernelspec, name="kernelspec")
 app.add_typer(proxy, name="proxy")
+app.add_typer(vm, name="vm")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 COMMAND_LAST = {"allow_interspersed_args": False}  # with or without -- before it

@@ -34,7 +34,6 @@ SANDBOX_S = 90.0  # seconds for all of them
 AT_ONCE = 4
 BEFORE_PROBE = ("unshare", "--net", "--")
 MODULES, LOADED = Path("/lib/modules", platform.release()), Path("/sys/module")
-KERNELS = Path(workdir.__file__).parent / "kernels"
 
 # until_ok COMMAND tries again for 4 s; the folder $tmp and the process $bg go away with the probe
 PRELUDE = """
@@ -197,7 +196,10 @@ ABILITIES = (
     Ability(name="qemu", needed_by="features that this Linux lacks, in a virtual machine",
             programs=(f"qemu-system-{platform.machine()}",), script=f"qemu-system-{platform.machine()} --version"),
 )  # fmt: skip
-PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm", "timeout": "coreutils"}
+PACKAGES = {
+    "qemu-system-x86_64": "--no-install-recommends qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm",
+    "timeout": "coreutils",
+}  # fmt: skip
 SANDBOX = Ability(name="user namespaces", core=True, needed_by="every chapter: the sandbox", script="")
 SETTINGS = (  # a file below /proc/sys, what it says where user namespaces do not work, and what helps
     ("kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
@@ -413,7 +415,7 @@ def _is_loadable(module: str) -> bool:
 
 
 def _virtual_machine() -> str:
-    return ', or the kernelspec "k8snet-vm", which boots one' if (KERNELS / "k8snet-vm").is_dir() else ""
+    return ', or the kernelspec "k8snet-vm", which boots one: k8snet vm prepare'
 
 
 def _user() -> str:

@@ -2,7 +2,8 @@
 
     run_chapters        what `k8snet run` calls: progress, failures, a table, an exit code
     └── execute         one process a chapter (worker.py), the longest first
-        └── papermill   in that process; its kernelspec puts each chapter in a sandbox
+        └── papermill   in that process; its kernelspec puts each chapter in a sandbox,
+                    or in a virtual machine where this Linux lacks what it needs
 
 A worker ends when its runner does, and a sandbox when its worker does, so that an
 interrupt or a SIGKILL of the runner leaves nothing behind.
@@ -11,6 +12,7 @@ interrupt or a SIGKILL of the runner leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import tempfile
 import time
@@ -27,12 +29,14 @@ from rich.table import Table
 
 from k8snet.errors import InvalidInput
 from k8snet.jupyter.chapters import Chapter, find_chapters
+from k8snet.jupyter.vm import need
 from k8snet.jupyter.worker import Failure, Job, failure, work
 
 __all__ = ["Failure", "Result", "execute", "run_chapters", "show_run"]
 
 KERNELSPEC = "k8snet"
 PATIENCE = 5  # a slow machine gets that many times the seconds that a chapter names
+IN_VM = 4  # and a virtual machine without KVM that many times those
 INTERRUPTED = 130  # the exit code that shells use
 LOG_LINES = 20
 
@@ -55,6 +59,9 @@ class Result:
 class Watcher:
     """What is told while chapters run; this one listens to nothing."""
 
+    def moved(self, chapter: Chapter, why: str) -> None:
+        """Hear that *chapter* will run in the virtual machine, and why."""
+
     def started(self, chapter: Chapter) -> None:
         """Hear that *chapter* begins."""
 
@@ -75,7 +82,7 @@ def run_chapters(
         chapters: their numbers, slugs or full names; all if none is named.
         output: the folder for the executed notebooks; None throws them away.
         jobs: how many run at once.
-        kernel: the kernelspec, instead of "k8snet".
+        kernel: the kernelspec, instead of "k8snet", or "k8snet-vm" for what needs it here.
         source: the folder of the notebooks, instead of the book's own.
         console: where to print, instead of standard output.
 
@@ -120,24 +127,38 @@ def execute(
         chapters: what to execute, from find_chapters().
         output: the folder for the executed notebooks.
         jobs: how many run at once.
-        kernel: the kernelspec, instead of "k8snet".
+        kernel: the kernelspec, instead of "k8snet", or "k8snet-vm" for what needs it here.
         watcher: is told of every start, cell and end.
 
     Raises:
         InvalidInput: *jobs* is less than 1.
+        K8snetError: a chapter needs the virtual machine, and it is not prepared.
     """
     if jobs < 1:
         raise InvalidInput(f"jobs is {jobs}: at least one chapter must run at a time")
+    watcher = watcher or Watcher()
+    kernels = _kernels(chapters, kernel, watcher)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="k8snet-run-", ignore_cleanup_errors=True) as scratch:
         todo = [
             Job(chapter=chapter, target=(output / chapter.path.name).resolve(),
-                folder=Path(scratch, chapter.name), kernel=kernel or KERNELSPEC)
+                folder=Path(scratch, chapter.name), kernel=kernels[chapter.name])
             for chapter in chapters
         ]  # fmt: skip
         todo.sort(key=lambda job: (job.chapter.timeout_s, job.chapter.cells), reverse=True)
-        results = _work_through(todo, jobs, watcher or Watcher())
+        results = _work_through(todo, jobs, watcher)
     return [results[chapter.name] for chapter in chapters]
+
+
+def _kernels(chapters: Sequence[Chapter], kernel: str | None, watcher: Watcher) -> dict[str, str]:
+    """Return the kernelspec of each chapter."""
+    if kernel:
+        return dict.fromkeys((chapter.name for chapter in chapters), kernel)
+    reasons = need.reasons(chapters)
+    for chapter in chapters:
+        if chapter.name in reasons:
+            watcher.moved(chapter, reasons[chapter.name])
+    return {one.name: need.KERNELSPEC if one.name in reasons else KERNELSPEC for one in chapters}
 
 
 # -- the workers -----------------------------------------------------------------------
@@ -152,8 +173,13 @@ class _Worker:
     cell: int = 0
 
     @property
+    def patience(self) -> float:
+        slow = IN_VM if self.job.kernel == need.KERNELSPEC else 1
+        return PATIENCE * slow * self.job.chapter.timeout_s
+
+    @property
     def deadline(self) -> float:
-        return self.begun + PATIENCE * self.job.chapter.timeout_s
+        return self.begun + self.patience
 
     def hear(self, watcher: Watcher) -> Result | None:
         """Read what the worker has sent; return the result once it has ended."""
@@ -167,8 +193,7 @@ class _Worker:
         except EOFError:
             return self.result(self.failure(f"its process ended early. It printed:\n{self.tail()}"))
         if time.monotonic() > self.deadline:
-            limit = f"{PATIENCE * self.job.chapter.timeout_s:g} s"
-            return self.result(self.failure(f"it was still running after {limit}, and was ended"))
+            return self.result(self.failure(f"it was still running after {self.patience:g} s, and was ended"))
         return None
 
     def failure(self, reason: str) -> Failure:
@@ -259,7 +284,10 @@ class _Lines(Watcher):
     """For a log: a line when a chapter ends."""
 
     def __init__(self, console: Console) -> None:
-        self.say: Callable[[str], None] = console.print
+        self.say: Callable[[str], None] = functools.partial(console.print, soft_wrap=True)
+
+    def moved(self, chapter: Chapter, why: str) -> None:
+        self.say(_moved(chapter, why))
 
     def ended(self, result: Result) -> None:
         end = "passed" if not result.failure else f"FAILED, {result.failure.where}"
@@ -274,6 +302,9 @@ class _Bars(Watcher):
         self.progress = progress
         self.tasks = {one.name: progress.add_task(one.name, total=one.cells, start=False) for one in chapters}
 
+    def moved(self, chapter: Chapter, why: str) -> None:
+        self.progress.console.print(_moved(chapter, why))
+
     def started(self, chapter: Chapter) -> None:
         self.progress.start_task(self.tasks[chapter.name])
 
@@ -287,6 +318,10 @@ class _Bars(Watcher):
         else:
             self.progress.update(task, description=f"[red]{result.chapter.name} failed")
         self.progress.stop_task(task)
+
+
+def _moved(chapter: Chapter, why: str) -> str:
+    return f"{chapter.name} runs in a virtual machine ({need.KERNELSPEC}): {why}"
 
 
 def _print_failure(console: Console, chapter: Chapter, failure: Failure) -> None:

@@ -25,7 +25,7 @@ __all__ = ["Failure", "Job", "failure", "work"]
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LAST_FRAMES = 3
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 180  # a virtual machine on one busy core
 
 
 @dataclass(frozen=True, kw_only=True)

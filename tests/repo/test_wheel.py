@@ -26,11 +26,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
-def test_jupyter_finds_the_kernelspec_after_a_plain_install(wheel: zipfile.ZipFile) -> None:
+def test_jupyter_finds_the_kernelspecs_after_a_plain_install(wheel: zipfile.ZipFile) -> None:
     """A wheel's data/ goes below the environment's prefix, where Jupyter looks."""
-    (name,) = (name for name in wheel.namelist() if name.endswith("kernel.json") and ".data/" in name)
-    assert name.endswith(".data/data/share/jupyter/kernels/k8snet/kernel.json")
-    assert wheel.read(name) == (ROOT / "k8snet/jupyter/kernels/k8snet/kernel.json").read_bytes()
+    names = sorted(name for name in wheel.namelist() if name.endswith("kernel.json") and ".data/" in name)
+    for name, kernel in zip(names, ("k8snet-vm", "k8snet"), strict=True):
+        assert name.endswith(f".data/data/share/jupyter/kernels/{kernel}/kernel.json")
+        assert wheel.read(name) == (ROOT / f"k8snet/jupyter/kernels/{kernel}/kernel.json").read_bytes()
 
 
 def test_the_book_is_in_the_wheel_as_it_is_in_the_repository(wheel: zipfile.ZipFile) -> None:
