@@ -119,7 +119,10 @@ def test_an_error_names_file_line_column_and_field(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{\n  "name": "x",\n  "plugins": [\n    {"type": "a"},\n  ]\n}', "line (5, column 3|4, column 18), field 'type'.*comma"),
+        (
+            '{\n  "name": "x",\n  "plugins": [\n    {"type": "a"},\n  ]\n}',
+            "line (5, column 3|4, column 18), field 'type'.*comma",  # Python 3.13 points at the comma
+        ),
         ('{"name": }', "line 1, column 10, field 'name'"),
         ("{", "line 1, column 2: not JSON"),
         ("", "configuration, line 1, column 1"),
