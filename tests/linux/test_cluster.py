@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from k8snet.cluster.manifests import load, parse
 from k8snet.errors import InvalidInput, InvalidManifest, K8snetError, LabClosed, NameTaken, NotFound
 from k8snet.linux import nsfs
 from k8snet.linux.run import scratch, wait_until
+from tests.replay import replay
 
 TWO = """
 apiVersion: v1
@@ -89,21 +89,11 @@ def test_pods_wired_by_cni_plugins_and_by_k8snet_leave_the_same_state(cluster_of
 @pytest.mark.parametrize("wiring", ["direct", "cni"])
 @pytest.mark.parametrize("network", ["routes", "vxlan", "bgp"])
 def test_the_transcript_of_a_cluster_builds_it_in_a_fresh_sandbox(cluster_of, tmp_path, wiring, network):
-    import json
-
     cluster = cluster_of(2, wiring=wiring, pod_network=network, ip_families=("v4", "v6"))
     cluster.apply(TWO)
     cluster.apply(WEB)
     cluster.delete("pod", "two")
-    script = tmp_path / "script.sh"
-    script.write_text(cluster.transcript.script())
-    command = f"bash {script} >&2 && {sys.executable} -m k8snet.observe.snapshot"
-    done = subprocess.run(
-        [sys.executable, "-m", "k8snet.cli", "sandbox", "--writable", str(tmp_path), "--", "sh", "-c", command],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) == json.loads(cluster.snapshot().to_json())
+    assert replay(cluster.transcript.script(), tmp_path) == json.loads(cluster.snapshot().to_json())
 
 
 def test_a_pod_reaches_the_internet_as_its_node_and_another_pod_as_itself(cluster_of):
@@ -548,8 +538,6 @@ def test_the_pods_of_a_live_dump_get_their_own_addresses(cluster_of):
 
 
 def test_what_get_prints_as_json_can_be_applied_to_another_cluster(cluster_of):
-    import json
-
     from k8snet.observe.status import as_objects
 
     cluster = cluster_of(2)
@@ -562,8 +550,6 @@ def test_what_get_prints_as_json_can_be_applied_to_another_cluster(cluster_of):
 
 
 def load_texts(texts):
-    import json
-
     return parse(json.dumps({
         "apiVersion": "v1", "kind": "List",
         "items": [one for text in texts.values() for one in json.loads(text)["items"]],

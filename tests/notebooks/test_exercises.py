@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -20,6 +18,7 @@ import pytest
 from k8snet.jupyter.chapters import find_chapters, package_folder
 from k8snet.jupyter.runner import execute
 from tests.executed import alone
+from tests.replay import replay
 
 EXERCISE = re.compile(r"^(exercise|check)\(\"([\w-]+)\", (\w+)\)$", re.MULTILINE)
 NOT_YET = "assert not check({slug!r}, {lab}).ok, 'the check of {slug} passes before anything was done'"
@@ -87,12 +86,4 @@ def test_the_transcript_of_a_chapter_builds_its_network_in_a_fresh_sandbox(grade
     """What the library and the by-hand cells did is what a person could have typed."""
     folder, _ = graded
     kept = json.loads((folder / f"{name}.json").read_text())
-    script = tmp_path / "script.sh"
-    script.write_text(kept["script"])
-    command = f"bash {script} >&2 && {sys.executable} -m k8snet.observe.snapshot"
-    done = subprocess.run(
-        [sys.executable, "-m", "k8snet.cli", "sandbox", "--writable", str(tmp_path), "--", "sh", "-c", command],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) == kept["config"]
+    assert replay(kept["script"], tmp_path) == kept["config"]
