@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k8snet.errors import CapabilityMissing, InvalidInput
+from k8snet.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,12 +73,17 @@ def render(
         bool, typer.Option("--conntrack-tcp-be-liberal", help="Let pass what conntrack calls invalid.")
     ] = False,
     nfacct: Annotated[bool, typer.Option("--nfacct", help="With the counters of kernels that have nfacct.")] = False,
+    ipvs_scheduler: Annotated[str, typer.Option(help="rr, wrr, lc or sh.")] = "rr",
 ) -> None:
     """Print the complete ruleset of one node's kube-proxy, and nothing else.
 
-    iptables: for `iptables-restore --noflush`. nftables: for `nft -f -`. Warnings go to standard error.
+    iptables: for `iptables-restore --noflush`. nftables: for `nft -f -`. ipvs: JSON, {"family", "dummyInterface",
+    "addresses", "virtualServers": [{"address", "port", "protocol", "scheduler", "persistence_s" where there is any,
+    "realServers": [{"address", "port", "weight"}]}], "ipsets": {NAME: {"type", "comment", "members"}}, "iptables": for
+    `iptables-restore --noflush`, "sysctls": {KEY: VALUE}}. Warnings go to standard error.
     """
     from k8snet.cluster.manifests import load
+    from k8snet.controllers.kube_proxy.proxier import MODES
     from k8snet.controllers.kube_proxy.service_ports import ProxyConfig, service_ports
 
     family = _one_of("--ip-family", ip_family, FAMILIES)
@@ -87,9 +92,9 @@ def render(
         cluster_cidr=_detector(local_detector, cluster_cidr, family), masquerade_all=masquerade_all,
         masquerade_bit=masquerade_bit, localhost_nodeports=localhost_nodeports,
         nodeport_addresses=_networks("--nodeport-addresses", nodeport_addresses or []), random_fully=random_fully,
-        tcp_liberal=conntrack_tcp_be_liberal, nfacct=nfacct,
+        tcp_liberal=conntrack_tcp_be_liberal, nfacct=nfacct, ipvs_scheduler=ipvs_scheduler,
     )  # fmt: skip
-    _one_of("--mode", mode, {one: one for one in ("iptables", "nftables", "ipvs")})
+    _one_of("--mode", mode, {one: one for one in MODES})
     gc.disable()  # this process ends soon; with 10,000 Services the collector would take a third of its time
     manifest = load(*files, lenient=True)
     _check(manifest)
@@ -105,7 +110,12 @@ def _text(mode: str, ports: list[ServicePort], config: ProxyConfig, external_cha
         from k8snet.controllers.kube_proxy import nftables
 
         return nftables.render(ports, config)
-    raise CapabilityMissing("mode ipvs is not in this version; use iptables or nftables")
+    import json
+
+    from k8snet.controllers.kube_proxy import ipvs
+
+    program = ipvs.render(ports, config, external_chains_only=external_chains_only)
+    return json.dumps(program.to_dict(), indent=1) + "\n"
 
 
 def _check(manifest: Manifest) -> None:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from k8snet.cluster.objects import name_of, namespace_of
+from k8snet.controllers.kube_proxy.service_ports import EXPOSED
 from k8snet.errors import InvalidManifest
 
 if TYPE_CHECKING:
     from lightkube.resources.core_v1 import Service
 
-__all__ = ["DNS_ADDRESS", "SERVICE_NETWORK", "assign"]
+__all__ = ["DNS_ADDRESS", "SERVICE_NETWORK", "assign", "families_of"]
 
 SERVICE_NETWORK = {"v4": "10.96.0.0/12", "v6": "fd00:10:96::/112"}
 DNS_ADDRESS = {"v4": "10.96.0.10", "v6": "fd00:10:96::a"}  # of kube-system/kube-dns
 FIRST = 20  # of the addresses that are handed out; those before are for what a cluster itself needs
 NODE_PORTS = range(30_000, 32_768)
-EXPOSED = ("NodePort", "LoadBalancer")
 
 
 def assign(services: Iterable[Service], families: Sequence[str]) -> list[Service]:
@@ -37,6 +37,7 @@ def assign(services: Iterable[Service], families: Sequence[str]) -> list[Service
     ports = {
         (port.nodePort, port.protocol or "TCP") for one in everything for port in _spec_ports(one) if port.nodePort
     }  # fmt: skip
+    ports |= {(one.spec.healthCheckNodePort, "TCP") for one in everything if one.spec and one.spec.healthCheckNodePort}
     pools = {family: _free(family, taken) for family in families}
     return [_with_node_ports(_with_addresses(one, families, pools), ports) for one in everything]
 
@@ -64,16 +65,23 @@ def _with_addresses(service: Service, families: Sequence[str], pools: dict[str, 
     if spec is None or spec.clusterIP == "None" or spec.type == "ExternalName":
         return service
     have = _ips(service)
-    dual = (spec.ipFamilyPolicy or "SingleStack") != "SingleStack"
-    wanted = [_family(word) for word in spec.ipFamilies or ()] or list(families if dual else families[:1])
     found = []
-    for family in [one for one in wanted if one in families] or list(families[:1]):
+    for family in families_of(service, families):
         own = next((ip for ip in have if (":" in ip) == (family == "v6")), None)
         is_dns = (namespace_of(service), name_of(service)) == ("kube-system", "kube-dns")
         found.append(own or (DNS_ADDRESS[family] if is_dns else _next(pools[family], service)))
     return msgspec.structs.replace(
         service, spec=msgspec.structs.replace(spec, clusterIP=found[0], clusterIPs=found)
     )  # fmt: skip
+
+
+def families_of(service: Service, families: Sequence[str]) -> list[str]:
+    """Return the families that a Service has in a cluster of *families*, in its order."""
+    spec = service.spec
+    dual = spec is not None and (spec.ipFamilyPolicy or "SingleStack") != "SingleStack"
+    words = (spec.ipFamilies if spec else None) or ()
+    wanted = [_family(word) for word in words] or list(families if dual else families[:1])
+    return [one for one in wanted if one in families] or list(families[:1])
 
 
 def _family(word: str) -> str:
@@ -88,16 +96,26 @@ def _next(pool: Iterator[str], service: Service) -> str:
 
 
 def _with_node_ports(service: Service, taken: set[tuple[int, str]]) -> Service:
+    """Return a Service with its node ports, and one for health checks where a load balancer needs to ask for them."""
     spec = service.spec
-    if spec is None or spec.type not in EXPOSED or spec.allocateLoadBalancerNodePorts is False:
+    if spec is None or spec.type not in EXPOSED:
         return service
-    ports = []
-    for port in _spec_ports(service):
-        protocol, number = port.protocol or "TCP", port.nodePort
-        if not number:
-            number = next((one for one in NODE_PORTS if (one, protocol) not in taken), None)
-            if number is None:
-                raise InvalidManifest(f"Service {namespace_of(service)}/{name_of(service)}: no node port is left")
-            taken.add((number, protocol))
-        ports.append(msgspec.structs.replace(port, nodePort=number))
-    return msgspec.structs.replace(service, spec=msgspec.structs.replace(spec, ports=ports))
+    ports, health = list(_spec_ports(service)), spec.healthCheckNodePort
+    if spec.allocateLoadBalancerNodePorts is not False:
+        ports = [
+            msgspec.structs.replace(one, nodePort=one.nodePort or _node_port(service, one.protocol or "TCP", taken))
+            for one in ports
+        ]
+    if spec.type == "LoadBalancer" and spec.externalTrafficPolicy == "Local":
+        health = health or _node_port(service, "TCP", taken)
+    return msgspec.structs.replace(
+        service, spec=msgspec.structs.replace(spec, ports=ports, healthCheckNodePort=health)
+    )  # fmt: skip
+
+
+def _node_port(service: Service, protocol: str, taken: set[tuple[int, str]]) -> int:
+    number = next((one for one in NODE_PORTS if (one, protocol) not in taken), None)
+    if number is None:
+        raise InvalidManifest(f"Service {namespace_of(service)}/{name_of(service)}: no node port is left")
+    taken.add((number, protocol))
+    return number

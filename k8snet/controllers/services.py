@@ -18,6 +18,7 @@ from k8snet.controllers.addresses import SERVICE_NETWORK, assign
 from k8snet.controllers.endpoint_slice import MANAGED_BY, OURS, Backend, render
 from k8snet.controllers.kube_proxy import conflicts, proxier
 from k8snet.controllers.kube_proxy.service_ports import ProxyConfig, ServicePort, service_ports
+from k8snet.controllers.load_balancer_health import HealthChecks
 from k8snet.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ class Services:
     """What makes Services work in a cluster; sync() is called after each change of its pods."""
 
     def __init__(self, cluster: Cluster, *, mode: str = "iptables") -> None:
-        """Start kube-proxy on every node of *cluster*, in a mode: "iptables" or "nftables".
+        """Start kube-proxy on every node of *cluster*, in a mode: "iptables", "nftables" or "ipvs".
 
         Raises:
             InvalidInput: no such mode, or kube-proxy runs already.
+            CapabilityMissing: mode "ipvs" where the kernel has no IPVS.
         """
         if mode not in proxier.MODES:
             raise InvalidInput(f"proxy mode {mode!r}: one of {', '.join(proxier.MODES)}")
@@ -43,9 +45,14 @@ class Services:
             raise InvalidInput("kube-proxy runs in this cluster already; stop() it first")
         self.cluster, self.mode = cluster, mode
         self._proxies: dict[tuple[str, str], Any] = {}  # (node, family) -> its kube-proxy
+        self._health = HealthChecks(cluster.lab)
         self.check(cluster.objects.values())
         cluster.controllers.append(self)
-        self.sync()
+        try:
+            self.sync()
+        except BaseException:
+            cluster.controllers.remove(self)
+            raise
 
     def check(self, wanted: Iterable[Any]) -> None:
         """Refuse Services that have one cluster IP or one node port.
@@ -67,9 +74,11 @@ class Services:
         objects.update(mine)
         present = {node.name for node in self.cluster.nodes.values()}
         self._proxies = {key: one for key, one in self._proxies.items() if key[0] in present}
-        for node in self.cluster.nodes.values():
+        nodes = [node for node in self.cluster.nodes.values() if node.ready]
+        for node in nodes:
             for family in self.cluster.ip_families:
                 self._proxy(node, family).apply(node.netns, self.ports(node, family))
+        self._health.sync({node: self.ports(node) for node in nodes})
 
     def ports(self, node: Node, family: str = "v4") -> list[ServicePort]:
         """Return what kube-proxy on a node programs, before it is made into rules."""
@@ -88,6 +97,7 @@ class Services:
             if name in self.cluster.nodes:
                 one.remove(self.cluster.nodes[name].netns)
         self._proxies.clear()
+        self._health.stop()
         self.cluster.controllers.remove(self)
 
     def _proxy(self, node: Node, family: str) -> Any:
@@ -102,7 +112,7 @@ def _backend(pod: Pod) -> Backend:
     return Backend(
         namespace=pod.namespace, name=pod.name, labels=pod.labels, node=pod.home.name, addresses=pod.addresses,
         ports={(port.name, port.protocol): port.number for port in pod.ports if port.name},
-        ready=pod.ready, hostname=spec.hostname,
+        ready=pod.ready, terminating=pod.terminating, hostname=spec.hostname,
     )  # fmt: skip
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from k8snet.errors import CapabilityMissing, CommandFailed, InvalidInput, Timeout
 from k8snet.linux.run import Completed, wait_until
+from k8snet.linux.uncollected import uncollected
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
@@ -34,29 +36,33 @@ PHASES = {
     "delete chain": 8,
 }  # fmt: skip
 RULES, HOOKED, NO_CHAINS = 2, 4, 8
-STATEMENT = re.compile(r"(\w+ (\w+)) (\w+ \S+)(?: (\S+))?")
+CHANGES = frozenset({"add rule", "flush chain"})  # of one chain stay together
 TARGET = re.compile(r"(?:jump|goto) ([\w./-]+)")
 KEY = re.compile(r"\{ *(.*?) *(?: comment | : |\})")
 
 
-@dataclass(kw_only=True)
+Place = tuple[str, str, str]  # family, table and name of what a statement changes
+
+
+@dataclass(slots=True)
 class _Unit:
     """Statements that are not cut apart."""
 
-    place: tuple[str, str]  # (family and table, name) of what they change
-    phase: int = 0
-    statements: list[str] = field(default_factory=list)
+    place: Place
+    phase: int
+    statements: list[str]
 
 
 def estimate(statement: str) -> int:
     """Return how many bytes of netlink *statement* takes at most: as measured with nft 1.0.6, and some added."""
     size = len(statement) * 8 // 5
-    for line in statement.splitlines():
+    for line in statement.splitlines() if "\n" in statement else (statement,):
         rule = line.startswith("add rule")
         size += (200 if rule else 60) + (150 + 40 * line.count(",") if rule and "{" in line else 0)
     return size
 
 
+@uncollected()
 def split(statements: Iterable[str], *, limit: int = LIMIT) -> list[list[str]]:
     """Return *statements* as transactions, each of which leaves whole what packets can reach.
 
@@ -71,7 +77,7 @@ def split(statements: Iterable[str], *, limit: int = LIMIT) -> list[list[str]]:
     found: list[list[str]] = []
     size = phase = 0
     for unit in _ordered(_units(statements)):
-        weight = sum(map(estimate, unit.statements))
+        weight = sum([estimate(one) for one in unit.statements])
         if not found or size + weight > limit or unit.phase == NO_CHAINS != phase:
             found.append([])
             size = 0
@@ -89,21 +95,26 @@ def _units(statements: Iterable[str]) -> list[_Unit]:
         key: object = number
         if "\n" in text:
             what, kind, _ = _parse(text.splitlines()[-1])
-        elif what in {"add rule", "flush chain"}:
+        elif what in CHANGES:
             key = place
         elif kind == "element" and (match := KEY.search(text)):
             key = (*place, match[1])
-        unit = units.setdefault(key, _Unit(place=place))
-        unit.phase = HOOKED if kind == "rule" and place in hooked else PHASES[what]
-        unit.statements.append(text)
+        phase = HOOKED if kind == "rule" and place in hooked else PHASES[what]
+        unit = units.get(key)
+        if unit is None:
+            units[key] = _Unit(place, phase, [text])
+        else:
+            unit.phase = phase
+            unit.statements.append(text)
     return list(units.values())
 
 
-def _parse(text: str) -> tuple[str, str, tuple[str, str]]:  # verb and kind, the kind alone, the place
-    match = STATEMENT.match(text)
-    if not match or match[1] not in PHASES or not (match[4] or match[2] == "table"):
+def _parse(text: str) -> tuple[str, str, Place]:  # verb and kind, the kind alone, the place
+    words = text.split(None, 5)
+    what = " ".join(words[:2])
+    if what not in PHASES or len(words) < 5 - (words[1] == "table"):
         raise InvalidInput(f"nft statement {text!r}: not `VERB KIND FAMILY TABLE [NAME] ...` as in {', '.join(PHASES)}")
-    return match[1], match[2], (match[3], match[4] or "")
+    return what, words[1], (words[2], words[3], words[4] if len(words) > 4 else "")
 
 
 def _ordered(units: Sequence[_Unit]) -> Iterator[_Unit]:
@@ -113,14 +124,16 @@ def _ordered(units: Sequence[_Unit]) -> Iterator[_Unit]:
 
     def visit(unit: _Unit) -> Iterator[_Unit]:
         seen.add(id(unit))
-        for name in TARGET.findall("\n".join(unit.statements)) if unit.phase == RULES else ():
-            target = writers.get((unit.place[0], name))
+        for name in TARGET.findall("\n".join(unit.statements)):
+            target = writers.get((*unit.place[:2], name))
             if target and id(target) not in seen:
                 yield from visit(target)
         yield unit
 
-    for unit in sorted(units, key=lambda one: one.phase):
-        if id(unit) not in seen:
+    for unit in sorted(units, key=attrgetter("phase")):
+        if unit.phase != RULES:
+            yield unit
+        elif id(unit) not in seen:
             yield from visit(unit)
 
 
@@ -147,8 +160,9 @@ def _load(netns: Netns, statements: Sequence[str], *, halve: bool) -> None:
 
     with suppress(Timeout):
         wait_until(settled, what="chains that no map names any more", timeout_s=PATIENCE_S, every_s=0.05)
-    done, size = tries[-1], sum(map(estimate, statements))
+    done = tries[-1]
     if TOO_LONG in done.stderr:
+        size = sum(map(estimate, statements))
         parts = split(statements, limit=size // 2) if halve else []
         if len(parts) < 2:
             what = f"an nft transaction of about {size:,} bytes ({statements[0][:70]} ...)"

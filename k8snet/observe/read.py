@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from k8snet.errors import CommandFailed, ProgramMissing
-from k8snet.linux import sockets, sysctl
+from k8snet.linux import ipvs, sockets, sysctl
 from k8snet.linux.netfilter import LEGACY_TABLES
 from k8snet.observe.values import Interface, NetnsState, Peer, Route, RuleSet
 
@@ -62,12 +62,12 @@ def read(netns: Netns, *, legacy: bool) -> tuple[NetnsState, list[Any]]:
     names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in dumps["links"]}
     interfaces = tuple(_interface(message, names, dumps["addresses"]) for message in dumps["links"])
     keys = [*NETNS_SETTINGS, *([sysctl.BRIDGE_NF] if any(one.kind == "bridge" for one in interfaces) else [])]
-    live, values, legacy_tables = netns.inside(_from_proc, keys)
+    live, values, legacy_tables, balanced = netns.inside(_from_proc, keys)
     state = NetnsState(
         name=netns.name, interfaces=tuple(sorted(interfaces, key=lambda one: one.index)),
         routes=tuple(sorted(_routes(dumps["routes"], names), key=str)),
         neighbours=tuple(netns.neighbours()), fdb=tuple(netns.fdb()),
-        rules=_rules(netns, dumps["rules"], legacy_tables, legacy=legacy),
+        rules=(*_rules(netns, dumps["rules"], legacy_tables, legacy=legacy), *balanced),
         sockets=tuple(sorted(live)), settings=values,
     )  # fmt: skip
     return state, dumps["links"]
@@ -82,8 +82,10 @@ def _dump(ipr: Any) -> dict[str, list[Any]]:
     }
 
 
-def _from_proc(keys: list[str]) -> tuple[set[Any], tuple[tuple[str, str], ...], dict[str, list[str] | None]]:
-    """Return listening sockets, sysctls, and iptables-legacy's tables (None: not ours to know)."""
+def _from_proc(
+    keys: list[str],
+) -> tuple[set[Any], tuple[tuple[str, str], ...], dict[str, list[str] | None], tuple[RuleSet, ...]]:
+    """Return listening sockets, sysctls, iptables-legacy's tables (None: not ours to know), and IPVS' servers."""
     values = tuple((key, path.read_text().strip()) for key in keys if (path := sysctl.path_of(key)).exists())
     tables: dict[str, list[str] | None] = {}
     for suffix in ADDRESS_FAMILIES.values():
@@ -93,7 +95,8 @@ def _from_proc(keys: list[str]) -> tuple[set[Any], tuple[tuple[str, str], ...], 
             tables[suffix] = []
         except PermissionError:
             tables[suffix] = None
-    return sockets.read(), values, tables
+    servers = tuple(str(change) for change in ipvs.changes((), ipvs.read()))
+    return sockets.read(), values, tables, (RuleSet(program="ipvs", lines=servers),) if servers else ()
 
 
 # -- interfaces ------------------------------------------------------------------------
@@ -175,13 +178,14 @@ def _routes(messages: list[Any], names: dict[int, str]) -> list[Route]:
         prefix = (
             f"{destination}/{message['dst_len']}" if destination else "default" if message["family"] == 2 else "::/0"
         )
-        found.append(
+        hops = [(one.get_attr("RTA_GATEWAY"), one["oif"]) for one in message.get_attr("RTA_MULTIPATH") or ()]
+        found += [
             Route(
-                destination=prefix, via=message.get_attr("RTA_GATEWAY"),
-                device=names.get(message.get_attr("RTA_OIF") or 0), source=message.get_attr("RTA_PREFSRC"),
+                destination=prefix, via=via, device=names.get(index), source=message.get_attr("RTA_PREFSRC"),
                 metric=message.get_attr("RTA_PRIORITY") or 0, table=table, kind=ROUTE_KINDS[message["type"]],
             )
-        )  # fmt: skip
+            for via, index in hops or [(message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_OIF") or 0)]
+        ]  # fmt: skip
     return found
 
 

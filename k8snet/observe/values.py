@@ -71,7 +71,7 @@ class Route:
 class RuleSet:
     """The netfilter rules of one program, as lines without counters."""
 
-    program: str  # "iptables-nft", "ip6tables-legacy", "nft", "ipset", "ip rule"
+    program: str  # "iptables-nft", "ip6tables-legacy", "nft", "ipset", "ip rule", "ipvs" as ipvsadm saves it
     lines: tuple[str, ...]
 
 

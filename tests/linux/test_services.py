@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,8 @@ kind: Service
 metadata: {name: nobody}
 spec: {selector: {app: nobody}, ports: [{port: 80}]}
 """
-pytestmark = pytest.mark.parametrize("mode", ["iptables", "nftables"])
+NO_IPVS = pytest.mark.skipif(not Path("/proc/net/ip_vs").exists(), reason="this Linux has no IPVS; see tests/vm")
+pytestmark = pytest.mark.parametrize("mode", ["iptables", "nftables", pytest.param("ipvs", marks=NO_IPVS)])
 
 
 def address(cluster, name):
@@ -124,5 +126,5 @@ def test_stopped_it_leaves_the_nodes_as_they_were_and_their_addresses_silent(clu
 
 
 def test_a_mode_that_does_not_exist_is_refused(cluster_of, mode):
-    with pytest.raises(InvalidInput, match="proxy mode 'ebpf': one of iptables, nftables"):
+    with pytest.raises(InvalidInput, match="proxy mode 'ebpf': one of iptables, nftables, ipvs"):
         cluster_of(1).start_proxy("ebpf")

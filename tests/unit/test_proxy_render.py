@@ -136,6 +136,7 @@ def test_external_chains_only_leaves_the_jumps_out(told):
         (["--nfacct"], "-m nfacct --nfacct-name ct_state_invalid_dropped_pkts", ""),
         (["--ip-family", "v6"], "--dst-type LOCAL ! -d ::1/128 -j KUBE-NODEPORTS", "10.96.0.20"),
         (["--mode", "nftables"], "10.96.0.20 . tcp . 80", "COMMIT"),
+        (["--mode", "ipvs"], '"10.96.0.20,tcp:80"', "persistence_s"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )  # fmt: skip
@@ -254,7 +255,7 @@ def test_one_node_port_of_two_protocols_is_no_conflict(told):
     ("arguments", "said"),
     [
         (["--mode", "userspace"], "--mode 'userspace': one of iptables, nftables, ipvs"),
-        (["--mode", "ipvs"], "mode ipvs is not in this version"),
+        (["--mode", "ipvs", "--ipvs-scheduler", "random"], "IPVS scheduler 'random': one of rr, wrr, lc, sh"),
         (["--node-ip", "node1"], "'node1' is not an IPv4 or IPv6 address"),
         (["--cluster-cidr", "10.244.0.0/44"], "--cluster-cidr '10.244.0.0/44': "),
         (["--local-detector", "cluster-cidr"], "--local-detector cluster-cidr needs --cluster-cidr"),

@@ -43,6 +43,7 @@ from k8snet.controllers.kube_proxy import conntrack
 from k8snet.controllers.kube_proxy.iptables_rules import Built, build
 from k8snet.controllers.kube_proxy.service_ports import ProxyConfig, ServicePort
 from k8snet.errors import CommandFailed
+from k8snet.linux.uncollected import uncollected
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
@@ -98,15 +99,13 @@ class Rules:
         """How many rules the larger table has."""
         return max(sum(map(len, one.values())) for one in (self.filter, self.nat))
 
-    def _table(self, name: str, chains: Mapping[str, Sequence[str]], stale: Sequence[str]) -> Iterator[str]:
+    def _table(self, name: str, chains: Mapping[str, Sequence[str]], stale: Sequence[str]) -> list[str]:
         order = [*FILTER[:2], *sorted({*chains, *stale}.difference(FILTER[:2]))]
-        yield f"*{name}"
-        yield from (f":{chain} - [0:0]" for chain in order)
+        lines = [f"*{name}", *[f":{chain} - [0:0]" for chain in order]]
         for chain in order:
-            yield from chains.get(chain, ())
-        yield from (rule for table, rule in self.jumps if table == name)
-        yield from (f"-X {chain}" for chain in sorted(stale))
-        yield "COMMIT"
+            lines += chains.get(chain, ())
+        lines += [rule for table, rule in self.jumps if table == name]
+        return [*lines, *[f"-X {chain}" for chain in sorted(stale)], "COMMIT"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +118,7 @@ class Applied:
     forgotten: int  # conntrack entries of UDP endpoints that are gone
 
 
+@uncollected()
 def render(ports: Sequence[ServicePort], config: ProxyConfig, *, external_chains_only: bool = False) -> Rules:
     """Return the complete rules of *ports*.
 
@@ -227,6 +227,7 @@ class Proxier:
         self._cleaned: float | None = None  # when stale chains were last looked for
         self._route_localnet: str | None = None  # the setting as it was
 
+    @uncollected()
     def sync(self, ports: Sequence[ServicePort]) -> Rules:
         """Return what iptables-restore --noflush is to take next, and count it as loaded.
 

@@ -5,16 +5,17 @@ Source: kubernetes pkg/proxy/iptables, proxier.go (1.33).
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import ipaddress
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from k8snet.controllers.kube_proxy.service_ports import Endpoint, ProxyConfig, ServicePort, categorize
 
 __all__ = ["Built", "build"]
+
+PAIRS = tuple(map("".join, product("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", repeat=2)))  # of letters: 10 bits of base32
 
 
 class Built(NamedTuple):
@@ -24,7 +25,6 @@ class Built(NamedTuple):
     own: dict[str, list[str]]  # chain of nat -> its rules
 
 
-
 def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> Built:
     """Return the rules of one service port.
 
@@ -32,23 +32,25 @@ def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> B
         comments: whether those of its endpoints have comments, too.
     """
     made = _Port(port, config, comments=comments)
-    return Built(tuple(made.shared()), dict(made.own()))
+    return Built(tuple(made.shared()), made.own())
 
 
 class _Port:
     def __init__(self, port: ServicePort, config: ProxyConfig, *, comments: bool) -> None:
         self.port, self.config, self.comments, self.name = port, config, comments, port.key
         self.protocol = port.protocol.lower()
+        self.transport = f"-m {self.protocol} -p {self.protocol}"
         self.found = categorize(port)
         self.any = self.found.any_anywhere
         self.inside = self.any and bool(self.found.local or not port.internal_local)
         self.outside = self.any and bool(self.found.local or not port.external_local)
         digest = _digest(self.name + self.protocol)
-        self.svc, self.svl, self.ext, self.fw = (f"KUBE-{one}-{digest}" for one in ("SVC", "SVL", "EXT", "FW"))
+        self.svc, self.svl = f"KUBE-SVC-{digest}", f"KUBE-SVL-{digest}"
+        self.ext, self.fw = f"KUBE-EXT-{digest}", f"KUBE-FW-{digest}"
         self.guarded = self.any and bool(port.load_balancer_ips and port.source_ranges)
 
     def to(self, address: str) -> str:
-        return f"-m {self.protocol} -p {self.protocol} -d {address} --dport {self.port.port}"
+        return f"{self.transport} -d {address} --dport {self.port.port}"
 
     # in chains that all Services share
 
@@ -89,7 +91,7 @@ class _Port:
                 yield self._refused("KUBE-EXTERNAL-SERVICES", self.to(address))
 
     def _node_port(self) -> Iterator[tuple[str, str, str]]:
-        port, transport = self.port, f"-m {self.protocol} -p {self.protocol}"
+        port, transport = self.port, self.transport
         match = f"--dport {port.node_port}"
         head = f"-A KUBE-NODEPORTS -m comment --comment {self.name} {transport}"
         if port.node_port and self.any:
@@ -106,24 +108,24 @@ class _Port:
 
     # in chains of its own
 
-    def own(self) -> Iterator[tuple[str, list[str]]]:
-        port, found = self.port, self.found
-        chains: defaultdict[str, list[str]] = defaultdict(list)
-        names = {one: "KUBE-SEP-" + _digest(f"{self.name}{self.protocol}{one}") for one in found.reachable}
-        if found.cluster:
-            chains[self.svc] = self._to_endpoints(self.svc, found.cluster, names)
-        if found.local:
-            chains[self.svl] = self._to_endpoints(self.svl, found.local, names)
-        if self.inside:
-            chain = self.svl if port.internal_local else self.svc
-            chains[chain][:0] = self._masquerade_of_cluster_ip(chain)
+    def own(self) -> dict[str, list[str]]:
+        port, found, names = self.port, self.found, {}
+        chains: dict[str, list[str]] = {}
+        head = self.name + self.protocol
+        for one in found.reachable:
+            text = str(one)
+            names[text] = name = f"KUBE-SEP-{_digest(head + text)}"
+            chains[name] = self._endpoint(one.address, text, name)
+        for chain, ends in ((self.svc, found.cluster), (self.svl, found.local)):
+            called = self.inside and port.internal_local == (chain is self.svl)  # by who calls the cluster IP
+            if called or ends:
+                first = self._masquerade_of_cluster_ip(chain) if called else []
+                chains[chain] = first + self._to_endpoints(chain, ends, names)
         if self.any and port.externally_accessible:
             chains[self.ext] = [f"-A {self.ext} {rule}" for rule in self._from_outside()]
         if self.guarded:
             chains[self.fw] = [f"-A {self.fw} -m comment --comment {rule}" for rule in self._source_ranges()]
-        yield from chains.items()
-        for endpoint, name in names.items():
-            yield name, self._endpoint(endpoint, name)
+        return chains
 
     def _masquerade_of_cluster_ip(self, chain: str) -> list[str]:
         """Return the rule for who calls the cluster IP from outside the cluster: answers have to come back this way."""
@@ -153,33 +155,32 @@ class _Port:
             yield from (f"{balanced} -s {one} -j {self.ext}" for one in self.port.load_balancer_ips)
         yield f'"other traffic to {self.name} will be dropped by KUBE-PROXY-FIREWALL"'
 
-    def _to_endpoints(self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[Endpoint, str]) -> list[str]:
-        comments = [self._comment(f'"{self.name} -> {one}"') for one in endpoints]
-        heads = [f"-A {chain}{comment}" for comment in comments]
-        found = []
-        if self.port.affinity_s is not None:
-            for head, one in zip(heads, endpoints, strict=True):
-                recent = f"-m recent --name {names[one]} --rcheck --seconds {self.port.affinity_s} --reap"
-                found.append(f"{head} {recent} -j {names[one]}")
-        left = len(endpoints)
-        for head, one in zip(heads, endpoints, strict=True):
+    def _to_endpoints(self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[str, str]) -> list[str]:
+        found, lots, left = [], [], len(endpoints)
+        for text in map(str, endpoints):
+            goal = names[text]
+            head = f'-A {chain} -m comment --comment "{self.name} -> {text}"' if self.comments else f"-A {chain}"
+            if self.port.affinity_s is not None:
+                recent = f"-m recent --name {goal} --rcheck --seconds {self.port.affinity_s} --reap"
+                found.append(f"{head} {recent} -j {goal}")
             lot = f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
-            found.append(f"{head}{lot} -j {names[one]}")
+            lots.append(f"{head}{lot} -j {goal}")
             left -= 1
-        return found
+        return found + lots
 
-    def _endpoint(self, endpoint: Endpoint, name: str) -> list[str]:
-        head = f"-A {name}{self._comment(self.name)}"
+    def _endpoint(self, address: str, text: str, name: str) -> list[str]:
+        head = f"-A {name} -m comment --comment {self.name}" if self.comments else f"-A {name}"
         recent = f" -m recent --name {name} --set" if self.port.affinity_s is not None else ""
-        transport = f"-m {self.protocol} -p {self.protocol}"
         return [
-            f"{head} -s {endpoint.address} -j KUBE-MARK-MASQ",
-            f"{head}{recent} {transport} -j DNAT --to-destination {endpoint}",
+            f"{head} -s {address} -j KUBE-MARK-MASQ",
+            f"{head}{recent} {self.transport} -j DNAT --to-destination {text}",
         ]
-
-    def _comment(self, text: str) -> str:
-        return f" -m comment --comment {text}" if self.comments else ""
 
 
 def _digest(text: str) -> str:
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()  # 16 letters of 5 bits
+    """Return 16 letters of 5 bits, as base64.b32encode() does; two at a time that is done in half of the time."""
+    bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10])
+    return (
+        PAIRS[bits >> 70] + PAIRS[bits >> 60 & 1023] + PAIRS[bits >> 50 & 1023] + PAIRS[bits >> 40 & 1023]
+        + PAIRS[bits >> 30 & 1023] + PAIRS[bits >> 20 & 1023] + PAIRS[bits >> 10 & 1023] + PAIRS[bits & 1023]
+    )  # fmt: skip

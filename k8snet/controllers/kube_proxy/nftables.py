@@ -32,11 +32,13 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from k8snet.controllers.kube_proxy import conntrack
 from k8snet.controllers.kube_proxy.service_ports import Categories, Endpoint, ProxyConfig, ServicePort, categorize
 from k8snet.linux.nftables import apply_script
+from k8snet.linux.uncollected import uncollected
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
@@ -85,6 +87,7 @@ class Program:
     elements: dict[tuple[str, str], str] = field(default_factory=dict)  # (set or map, key) -> what follows the key
 
 
+@uncollected()
 def render(ports: Sequence[ServicePort], config: ProxyConfig) -> str:
     """Return the complete ruleset of a family as text. Like: nft -f FILE.
 
@@ -102,8 +105,13 @@ def name_of_chain(kind: str, port: ServicePort, endpoint: Endpoint | None = None
     text = f"{port.namespace}/{port.name}/{port.protocol.lower()}/{port.port_name}"
     if endpoint:
         text += f"__{endpoint.address.replace(':', '.')}/{endpoint.port}"
-    name = base64.b32encode(hashlib.sha256(text.encode()).digest())[:8].decode() + f"-{text}"
-    return f"{kind}-{name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 3] + '...'}"
+    return f"{kind}-{_hashed(text)}"
+
+
+@lru_cache(maxsize=256)  # a service port needs some of its names two or three times
+def _hashed(text: str) -> str:
+    name = base64.b32encode(hashlib.sha256(text.encode()).digest()[:5]).decode() + f"-{text}"  # 8 letters of 5 bits
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 3] + "..."
 
 
 # -- the rules of one service port -----------------------------------------------------
@@ -376,6 +384,7 @@ class Proxier:
         """Return the statements, for nftables.split(), that lead from what apply() has loaded to *ports*."""
         return self._statements(self._state(ports))
 
+    @uncollected()
     def _state(self, ports: Sequence[ServicePort]) -> _State:
         last = self._loaded.ports if self._loaded else {}
         made: dict[tuple[str, str], tuple[ServicePort, Program]] = {}
@@ -385,6 +394,7 @@ class Proxier:
             made[key] = known if known and known[0] == port else (port, self._writer.program(port))
         return _State(made, _everything(program for _, program in made.values()))
 
+    @uncollected()
     def _statements(self, wanted: _State) -> list[str]:
         table = _table(self._config)
         if self._loaded:

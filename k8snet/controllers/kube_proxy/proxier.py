@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODES", "Proxy", "make"]
 
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "nftables", "ipvs")
 
 
 class Proxy(Protocol):
@@ -40,4 +40,8 @@ def make(mode: str, config: ProxyConfig) -> Proxy:
         from k8snet.controllers.kube_proxy.nftables import Proxier as Nftables
 
         return Nftables(config)
+    if mode == "ipvs":
+        from k8snet.controllers.kube_proxy.ipvs import Proxier as Ipvs
+
+        return Ipvs(config)
     raise InvalidInput(f"proxy mode {mode!r}: one of {', '.join(MODES)}")

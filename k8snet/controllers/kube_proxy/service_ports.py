@@ -19,6 +19,7 @@ from lightkube.resources.core_v1 import Service
 from lightkube.resources.discovery_v1 import EndpointSlice
 
 from k8snet.cluster.objects import labels_of, name_of, namespace_of
+from k8snet.linux.uncollected import uncollected
 
 __all__ = ["Categories", "Endpoint", "ProxyConfig", "ServicePort", "categorize", "service_ports"]
 
@@ -43,9 +44,10 @@ class ProxyConfig:
     localhost_nodeports: bool = True  # iptables mode, IPv4
     nodeport_addresses: tuple[str, ...] = ()  # networks; () is any address (iptables), or the first one (nftables)
     service_cidrs: tuple[str, ...] = ()  # nftables mode: what belongs to Services and to nobody else
-    random_fully: bool = False  # iptables mode: masquerade to random ports
+    random_fully: bool = False  # iptables and ipvs mode: masquerade to random ports
     tcp_liberal: bool = False  # iptables mode: conntrack forgives; what it calls INVALID is not dropped
     nfacct: bool = False  # iptables mode: count dropped and localhost packets; few kernels can
+    ipvs_scheduler: str = "rr"  # ipvs mode: "rr", "wrr", "lc" or "sh"
 
     @property
     def masquerade_mark(self) -> str:
@@ -53,7 +55,7 @@ class ProxyConfig:
         return f"{1 << self.masquerade_bit:#x}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
     """An address and port behind a Service."""
 
@@ -69,7 +71,7 @@ class Endpoint:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServicePort:
     """One port of one Service, in one address family."""
 
@@ -110,7 +112,7 @@ class ServicePort:
         return self.internal_local or (self.external_local and self.externally_accessible)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Categories:
     """The endpoints of a service port, by what may be sent to them."""
 
@@ -122,8 +124,10 @@ class Categories:
 
 def categorize(port: ServicePort) -> Categories:
     """Return which endpoints of *port* are used; terminating ones only where there are no ready ones."""
-    ready = tuple(one for one in port.endpoints if one.ready)
-    draining = tuple(one for one in port.endpoints if not one.ready and one.serving and one.terminating)
+    ready = tuple([one for one in port.endpoints if one.ready])
+    draining: tuple[Endpoint, ...] = ()
+    if len(ready) < len(port.endpoints):
+        draining = tuple([one for one in port.endpoints if not one.ready and one.serving and one.terminating])
     cluster = (ready or draining) if port.uses_cluster_endpoints else ()
     if not port.uses_local_endpoints:
         return Categories(cluster=cluster, local=(), reachable=cluster, any_anywhere=bool(cluster))
@@ -132,33 +136,37 @@ def categorize(port: ServicePort) -> Categories:
     return Categories(cluster=cluster, local=local, reachable=reachable, any_anywhere=bool(ready or draining))
 
 
+@uncollected()
 def service_ports(objects: Iterable[Any], config: ProxyConfig) -> list[ServicePort]:
     """Return every service port of a family that kube-proxy on a node programs, by key.
 
     Headless Services, those of type ExternalName, and those of another proxy have none.
     """
     slices: defaultdict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
-    services = []
+    services, kind = [], ADDRESS_TYPE[config.family]
     for one in objects:
-        if isinstance(one, EndpointSlice) and one.addressType == ADDRESS_TYPE[config.family]:
-            owner = labels_of(one).get(SLICE_OF)
-            if owner and not labels_of(one).keys() & {OTHER_PROXY, HEADLESS}:
-                slices[namespace_of(one), owner].append(one)
+        if isinstance(one, EndpointSlice):
+            labels = labels_of(one)
+            service_name = labels.get(SLICE_OF)
+            if service_name and one.addressType == kind and not (OTHER_PROXY in labels or HEADLESS in labels):
+                slices[namespace_of(one), service_name].append(one)
         elif isinstance(one, Service) and not _skipped(one):
             services.append(one)
-    found = []
+    found, family = [], config.family
     for service in services:
-        cluster_ip = _cluster_ip(service, config.family)
+        cluster_ip = _cluster_ip(service, family)
         if cluster_ip:
-            ends = _endpoints(slices[namespace_of(service), name_of(service)], config.node_name)
-            found += [_service_port(service, port, cluster_ip, config.family, ends) for port in _spec_ports(service)]
+            owner = namespace_of(service), name_of(service)
+            ends = _endpoints(slices.get(owner, ()), config.node_name)
+            found += [_service_port(service, owner, port, cluster_ip, family, ends) for port in _spec_ports(service)]
     return sorted(found, key=lambda port: (port.key, port.protocol))
 
 
 def _skipped(service: Service) -> bool:
     spec = service.spec
     none = spec is None or spec.clusterIP in (None, "", "None") or spec.type == "ExternalName"
-    return none or not labels_of(service).keys().isdisjoint({OTHER_PROXY, HEADLESS})
+    labels = labels_of(service)
+    return none or OTHER_PROXY in labels or HEADLESS in labels
 
 
 def _spec_ports(service: Service) -> Sequence[Any]:
@@ -167,12 +175,16 @@ def _spec_ports(service: Service) -> Sequence[Any]:
 
 def _cluster_ip(service: Service, family: str) -> str | None:
     spec = service.spec
-    addresses = [*(spec.clusterIPs or ()), spec.clusterIP] if spec else []
-    return next(iter(_of_family(addresses, family)), None)
+    for one in (*(spec.clusterIPs or ()), spec.clusterIP) if spec else ():
+        if one and (":" in one) == (family == "v6"):
+            return _canonical(one)
+    return None
 
 
-def _of_family(texts: Iterable[str | None], family: str) -> tuple[str, ...]:
-    return tuple(_canonical(one) for one in texts if one and (":" in one) == (family == "v6"))
+def _of_family(texts: Sequence[str | None], family: str) -> tuple[str, ...]:
+    if not texts:  # as for most: it is asked four times a port
+        return ()
+    return tuple([_canonical(one) for one in texts if one and (":" in one) == (family == "v6")])
 
 
 def _canonical(text: str) -> str:
@@ -183,17 +195,18 @@ def _canonical(text: str) -> str:
 
 
 def _service_port(
-    service: Service, port: Any, cluster_ip: str, family: str, endpoints: Mapping[tuple[str, str], list[Endpoint]]
-) -> ServicePort:
+    service: Service, owner: tuple[str, str], port: Any, cluster_ip: str, family: str,
+    endpoints: Mapping[tuple[str, str], Sequence[Endpoint]],
+) -> ServicePort:  # fmt: skip
     spec, protocol = service.spec, port.protocol or "TCP"
     assert spec is not None  # noqa: S101  # one without is skipped
     ingress = (service.status.loadBalancer.ingress if service.status and service.status.loadBalancer else None) or ()
     outside_local = spec.externalTrafficPolicy == "Local" and (spec.type in EXPOSED or bool(spec.externalIPs))
-    vips = [one.ip for one in ingress if one.ipMode in (None, "VIP")]
+    vips = [one.ip for one in ingress if one.ipMode in (None, "VIP")] if ingress else ()
     affinity = spec.sessionAffinityConfig.clientIP if spec.sessionAffinityConfig else None
     seconds = (affinity.timeoutSeconds if affinity else None) or AFFINITY_S
     return ServicePort(
-        namespace=namespace_of(service), name=name_of(service), port_name=port.name or "", protocol=protocol,
+        namespace=owner[0], name=owner[1], port_name=port.name or "", protocol=protocol,
         cluster_ip=cluster_ip, port=port.port, node_port=port.nodePort or 0,
         external_ips=_of_family(spec.externalIPs or (), family), load_balancer_ips=_of_family(vips, family),
         source_ranges=_of_family([text.strip() for text in spec.loadBalancerSourceRanges or ()], family),
@@ -214,8 +227,11 @@ def _endpoints(slices: Iterable[EndpointSlice], node: str) -> dict[tuple[str, st
             known = found[port.name or "", port.protocol or "TCP"]
             for endpoint in one.endpoints or ():
                 made = _endpoint(endpoint, port.port, node)
-                if made and (str(made) not in known or made.local):
-                    known[str(made)] = made
+                if made is None:
+                    continue
+                text = str(made)
+                if made.local or text not in known:
+                    known[text] = made
     return {key: [known[text] for text in sorted(known)] for key, known in found.items()}
 
 
