@@ -9,7 +9,7 @@ All are of one autonomous system (iBGP), on one link, so the next hop is the nod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from k8snet.cluster.node import UPLINK, Node
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
     from k8snet.linux.run import Process
 
-__all__ = ["Bgp"]
+__all__ = ["AUTONOMOUS_SYSTEM", "CHANNEL", "CONVERGED_S", "DAEMON", "Bgp", "Bird", "session"]
 
-AUTONOMOUS_SYSTEM = 64512  # the first private one (RFC 6996)
+AUTONOMOUS_SYSTEM = 64512  # of the nodes: the first private one (RFC 6996)
 REFLECTOR = 253  # host part of the switch's address on the nodes' network
 CONVERGED_S = 30.0
 UNICAST = 1  # RTN_UNICAST
@@ -33,6 +33,7 @@ AWAIT = (  # as a person would wait, in the transcript's script
     "do sleep 0.1; done"
 )
 CHANNEL = {"v4": "ipv4", "v6": "ipv6"}
+REFLECT = "    rr client;\n"
 
 DAEMON = """\
 router id {router_id};
@@ -50,12 +51,13 @@ protocol static pods_{channel} {{
 SESSION = """\
 protocol bgp {name}_{channel} {{
     local {own} as {number};
-    neighbor {peer} as {number};
+    neighbor {peer} as {peer_number};
     direct;  # the next hop is on this link
+    hold time 9;  # seconds; a peer that is silent for so long is dead
     connect delay time 1;
     connect retry time 1;
     error wait time 1, 2;
-    {channel} {{ import all; export where {what}; {more}}};
+    {channel} {{ import {accept}; export {what}; {more}}};
 {client}}}
 """
 
@@ -72,8 +74,9 @@ class Bgp:
             reflector: let the switch be a route reflector instead of a full mesh of nodes.
         """
         self._fabric, self._reflector = fabric, reflector
-        self._daemons: dict[str, _Bird] = {}  # by netns
+        self._daemons: dict[str, Bird] = {}  # by netns
         self._nodes: list[Node] = []
+        self._beside: Mapping[str, str] = {}  # netns -> what its BIRD does beside this
         if reflector:
             self._reflectors = {family: str(net[REFLECTOR]) for family, net in fabric.networks.items()}
             for family, address in self._reflectors.items():
@@ -96,9 +99,15 @@ class Bgp:
         self._configure()
         self.settle()
 
-    def repair(self, nodes: Sequence[Node]) -> list[str]:  # noqa: ARG002  # it knows them
+    def also(self, texts: Mapping[str, str]) -> None:
+        """Let the BIRDs of some netns do more: what is added to their configurations, by netns."""
+        self._beside = texts
+        self._configure()
+
+    def repair(self, nodes: Sequence[Node]) -> list[str]:
         """Start each BIRD that has ended again, and return what that was."""
-        ended = [bird for bird in self._daemons.values() if not bird.process.running]
+        away = {node.netns.name for node in self._nodes if node not in nodes}
+        ended = [one for name, one in self._daemons.items() if not one.process.running and name not in away]
         for bird in ended:
             bird.start()
         if ended:
@@ -106,20 +115,21 @@ class Bgp:
         return [f"bird in netns {bird.netns.name}" for bird in ended]
 
     def settle(self) -> None:
-        """Wait until every node has a route to every other one's pods.
+        """Wait until every node that is ready has a route to the pods of every other such.
 
         Raises:
             Timeout: it still did not after 30 s.
         """
-        for node in self._nodes:
-            wanted = {cidr for other in self._nodes if other is not node for cidr in other.pod_cidrs.values()}
+        nodes = [node for node in self._nodes if node.ready]
+        for node in nodes:
+            wanted = {cidr for other in nodes if other is not node for cidr in other.pod_cidrs.values()}
             wait_until(
                 lambda node=node, wanted=wanted: _destinations(node.netns, wanted) == wanted,  # type: ignore[misc]
                 what=f"routes of BGP on {node.name}; `birdc -s {self._daemons[node.netns.name].socket} show protocols` "
                 "in a sandbox's shell says why", timeout_s=CONVERGED_S, every_s=0.05,
             )  # fmt: skip
-        for node in self._nodes if len(self._nodes) > 1 else ():
-            count = len(node.pod_cidrs) * (len(self._nodes) - 1)
+        for node in nodes if len(nodes) > 1 else ():
+            count = len(node.pod_cidrs) * (len(nodes) - 1)
             node.netns.record("timeout", f"{CONVERGED_S:g}", "bash", "-c", AWAIT.format(count=count))
 
     def hop(self, node: Node, other: Node, family: str) -> tuple[str, str]:  # noqa: ARG002  # the same on every node
@@ -137,9 +147,10 @@ class Bgp:
         places = {node.netns: self._for_node(node) for node in self._nodes}
         if self._reflector:
             places[self._fabric.switch] = self._for_reflector()
-        for netns, text in places.items():
+        for netns, own in places.items():
+            text = own + self._beside.get(netns.name, "")
             if netns.name not in self._daemons:
-                self._daemons[netns.name] = _Bird(netns, text)
+                self._daemons[netns.name] = Bird(netns, text)
             else:
                 self._daemons[netns.name].reconfigure(text)
 
@@ -152,26 +163,43 @@ class Bgp:
                 peers = [("reflector", self._reflectors[family])]
             else:
                 peers = [(f"node_{peer.number}", peer.addresses[family]) for peer in self._nodes if peer is not node]
-            parts += [_session(name, family, own, address, mine=True) for name, address in peers]
+            parts += [_inside(name, family, own, address, mine=True) for name, address in peers]
         return "".join(parts)
 
     def _for_reflector(self) -> str:
         parts = [DAEMON.format(router_id=self._reflectors["v4"])]
         for family, own in self._reflectors.items():
             parts += [
-                _session(f"node_{node.number}", family, own, node.addresses[family], mine=False)
+                _inside(f"node_{node.number}", family, own, node.addresses[family], mine=False)
                 for node in self._nodes
             ]  # fmt: skip
         return "".join(parts)
 
 
-def _session(name: str, family: str, own: str, peer: str, *, mine: bool) -> str:
-    """Return a BGP session, in which a node announces its own pods, or a reflector what it hears."""
-    channel = CHANNEL[family]
+def session(
+    name: str, family: str, ends: tuple[str, str], *, numbers: tuple[int, int], accept: str, what: str, more: str = ""
+) -> str:
+    """Return the configuration of a BGP session, in which the next hop is the speaker itself, except for reflectors.
+
+    Args:
+        ends: the addresses of both ends, the own one first, and
+        numbers: their autonomous systems.
+        accept: which routes of the peer are believed, and
+        what: which are told to it, as BIRD's filters say it.
+        more: further lines.
+    """
     return SESSION.format(
-        name=name, channel=channel, own=own, peer=peer, number=AUTONOMOUS_SYSTEM,
-        what=f'proto = "pods_{channel}"' if mine else "source = RTS_BGP",
-        more="next hop self; " if mine else "", client="" if mine else "    rr client;\n",
+        name=name, channel=CHANNEL[family], own=ends[0], peer=ends[1], number=numbers[0], peer_number=numbers[1],
+        accept=accept, what=what, more="" if more == REFLECT else "next hop self; ", client=more,
+    )  # fmt: skip
+
+
+def _inside(name: str, family: str, own: str, peer: str, *, mine: bool) -> str:
+    """Return a session between nodes, in which one announces its own pods, or a reflector what it hears."""
+    what = f'where proto = "pods_{CHANNEL[family]}"' if mine else "where source = RTS_BGP"
+    return session(
+        name, family, (own, peer), numbers=(AUTONOMOUS_SYSTEM, AUTONOMOUS_SYSTEM), accept="all", what=what,
+        more="" if mine else REFLECT,
     )  # fmt: skip
 
 
@@ -187,10 +215,11 @@ def _destinations(netns: Netns, wanted: set[str]) -> set[str]:
     return netns.netlink("list routes", body)
 
 
-class _Bird:
+class Bird:
     """A BIRD in a netns."""
 
     def __init__(self, netns: Netns, text: str) -> None:
+        """Start it with a configuration."""
         self.netns = netns
         self.folder = scratch() / f"bird-{netns.name}"
         self.folder.mkdir(exist_ok=True)
@@ -211,6 +240,11 @@ class _Bird:
         if not self.process.running:
             code, said = self.process.popen.returncode, self.process.output()
             raise CommandFailed(self.process.argv, code, said, self.netns.name)
+
+    def stop(self) -> None:
+        """End it; it takes its routes away. Like: birdc down."""
+        self.process.stop()
+        self.netns.record("birdc", "-s", str(self.socket), "down")
 
     def reconfigure(self, text: str) -> None:
         """Let it read another configuration; sessions that stay the same go on."""

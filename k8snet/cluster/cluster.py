@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from k8snet.cluster import layout, objects, pod_networks
-from k8snet.cluster.fabric import FABRIC, Fabric
+from k8snet.cluster.fabric import FABRIC, Fabric, port_for
 from k8snet.cluster.manifests import Manifest, load, parse
-from k8snet.cluster.node import BRIDGE, Node
-from k8snet.cluster.pod import Pod
+from k8snet.cluster.node import BRIDGE, UPLINK, Node
+from k8snet.cluster.pod import Pod, drain
 from k8snet.cluster.specs import check_addresses, check_change, check_new, complete, networks, of_family, pod_document
 from k8snet.cluster.views import Views
 from k8snet.cluster.wiring import WIRINGS, forget
@@ -39,8 +39,8 @@ class Controller(Protocol):
     def check(self, wanted: Iterable[Any]) -> None:
         """Refuse objects that cannot be, before anything is changed; raises InvalidManifest."""
 
-    def sync(self) -> None:
-        """Look at the cluster, and change what differs."""
+    def sync(self) -> list[str] | None:
+        """Look at the cluster, change what differs, and return what had ended and was started again."""
 
 
 class Cluster(Views):
@@ -234,16 +234,38 @@ class Cluster(Views):
         """
         with self.lock:
             node = self.node(name)
-            for pod in list(node.pods.values()):
-                self._remove_pod(pod)
+            for pod in node.pods.values():
                 if not pod.plan.owner:  # nothing would make it anew
                     self.objects.pop(("Pod", pod.namespace, pod.name), None)
+            self._remove_pods(list(node.pods.values()))
             del self.nodes[name]
             self.objects.pop(("Node", "", name), None)
             self.pod_network.leave(node, list(self.nodes.values()))
             self.lab.remove(node.netns.name)
             forget(node)
             self._reconcile()
+
+    def power_off(self, name: str) -> None:
+        """Let a node fail: its cable is dead, and so is all that ran on it. Nobody is told.
+
+        Others find out as they can, and the control plane at the next sync(), where a real one waits up to
+        50 s for the kubelet (node-monitor-grace-period). Like: ip link set dev NODE down, in the switch.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        with self.lock:
+            node = self.node(name)
+            self.switch.set_down(port_for(node.netns.name))
+            node.halt()
+
+    def power_on(self, name: str) -> None:
+        """Give a node its power back; its pods come again, with the addresses they had. See power_off()."""
+        with self.lock:
+            node = self.node(name)
+            self.switch.set_up(port_for(node.netns.name))
+            link.await_carrier(node.netns, [UPLINK])
+            self.sync()
 
     def _free_number(self) -> int:
         taken = {node.number for node in self.nodes.values()}
@@ -355,7 +377,7 @@ class Cluster(Views):
                 return
             key = (canonical, "" if canonical in objects.CLUSTER_SCOPED else namespace, name)
             if canonical == "Pod" and key not in self.objects and (namespace, name) in self.pods:
-                self._remove_pod(self.pod(name, namespace=namespace))  # its workload makes it again
+                self._remove_pods([self.pod(name, namespace=namespace)])  # its workload makes it again
             elif key not in self.objects:
                 raise NotFound(f"no {canonical} {name!r} in namespace {namespace!r}")
             elif canonical == "Namespace":
@@ -368,7 +390,7 @@ class Cluster(Views):
         return [
             NodeSpec(
                 name=node.name, labels=dict(node.labels), pod_cidrs=tuple(node.pod_cidrs.values()),
-                addresses=tuple(node.addresses.values()), unschedulable=node.unschedulable,
+                addresses=tuple(node.addresses.values()), unschedulable=node.unschedulable or not node.ready,
             )
             for node in self.nodes.values()
         ]  # fmt: skip
@@ -380,24 +402,34 @@ class Cluster(Views):
 
     def _reconcile(self, plans: Sequence[PodPlan] | None = None) -> None:
         """Make and remove pods until they are those that the objects ask for."""
+        self._look_at_nodes()
         if plans is None:
             plans = plan(list(self.objects.values()), nodes=self._specs(), placed=self._placed())
         wanted = {(one.namespace, one.name): one for one in plans}
-        for key, pod in list(self.pods.items()):
-            if key not in wanted or _differs(pod, wanted[key]):
-                self._remove_pod(pod)
-        new = [self._new_pod(one) for key, one in wanted.items() if key not in self.pods]
-        self._start([pod for pod in new if pod.node])
+        self._remove_pods([pod for key, pod in self.pods.items() if key not in wanted or _differs(pod, wanted[key])])
+        for key, one in wanted.items():
+            if key not in self.pods:
+                self._new_pod(one)
+        self._start_waiting()
         for controller in self.controllers:
             controller.sync()
 
-    def _new_pod(self, one: PodPlan) -> Pod:
+    def _look_at_nodes(self) -> None:
+        for node in self.nodes.values():
+            node.look()
+
+    def _start_waiting(self) -> None:
+        """Start the pods that are new, or whose node was away when they were."""
+        self._start([
+            pod for pod in self.pods.values() if pod.node and pod.node.ready and not (pod.own_netns or pod.reason)
+        ])  # fmt: skip
+
+    def _new_pod(self, one: PodPlan) -> None:
         node = self.nodes[one.node] if one.node else None
         pod = Pod(plan=one, node=node, reason=one.reason)
         self.pods[pod.namespace, pod.name] = pod
         if node:
             node.pods[pod.namespace, pod.name] = pod
-        return pod
 
     def _start(self, pods: list[Pod]) -> None:
         """Attach new pods, and start what runs in them."""
@@ -426,27 +458,31 @@ class Cluster(Views):
             for container in pod.containers:
                 container.await_ready()
 
-    def _remove_pod(self, pod: Pod) -> None:
-        pod.stop()
-        if pod.node:
-            pod.node.pods.pop((pod.namespace, pod.name), None)
-            if pod.own_netns and not pod.host_network:
-                self._wiring.detach(pod)
-        pod.own_netns, pod.addresses, pod.reason = None, (), "it was deleted"
-        del self.pods[pod.namespace, pod.name]
+    def _remove_pods(self, pods: Sequence[Pod]) -> None:
+        drain(pods, [one.sync for one in self.controllers])
+        for pod in pods:
+            pod.stop()
+            if pod.node:
+                pod.node.pods.pop((pod.namespace, pod.name), None)
+                if pod.own_netns and not pod.host_network:
+                    self._wiring.detach(pod)
+            pod.own_netns, pod.addresses, pod.reason = None, (), "it was deleted"
+            del self.pods[pod.namespace, pod.name]
 
     def sync(self) -> list[str]:
-        """Start again what has ended: containers, pause processes, BIRDs; return what that was.
+        """Start again what has ended: containers, pause processes, BIRDs, speakers; return what that was.
 
         The kubelet does so all the time; a cluster does it before each look at its pods.
         """
         self.lab.worker  # noqa: B018  # raises LabClosed
         with self.lock:
-            repaired = self.pod_network.repair(list(self.nodes.values()))
+            self._look_at_nodes()
+            repaired = self.pod_network.repair([node for node in self.nodes.values() if node.ready])
             for pod in self.pods.values():
-                repaired += pod.repair()
+                repaired += pod.repair() if pod.node is None or pod.node.ready else []
+            self._start_waiting()
             for controller in self.controllers:
-                controller.sync()
+                repaired += controller.sync() or []
             return repaired
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from k8snet.cluster.layout import gateway_of
+from k8snet.linux import link
 from k8snet.linux.address import network
+from k8snet.linux.run import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BRIDGE", "UPLINK", "Node"]
 
 BRIDGE, UPLINK = "cni0", "eth0"  # interfaces of every node
+IFF_LOWER_UP = 0x10000  # it is up, and so is the other end of the cable
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,6 +39,7 @@ class Node:
     unschedulable: bool = False
     folder: Path  # of its leases, cached results and daemons
     pods: dict[tuple[str, str], Pod] = field(default_factory=dict, repr=False)  # by (namespace, name)
+    ready: bool = True  # as far as the control plane knows; see look()
 
     @property
     def address(self) -> str:
@@ -51,6 +58,23 @@ class Node:
     def gateway_with_length(self, family: str) -> str:
         """Return the bridge's address with its prefix length."""
         return f"{self.gateway(family)}/{network(self.pod_cidrs[family]).prefixlen}"
+
+    def look(self) -> None:
+        """See whether it can be reached, by its uplink; a real control plane waits for the kubelet's lease."""
+        index = link.find(self.netns, UPLINK)
+        self.ready = index is not None and self.netns.netlink(
+            f"look at {UPLINK}", lambda ipr: bool(ipr.get_links(index)[0]["flags"] & IFF_LOWER_UP)
+        )
+
+    def halt(self) -> None:
+        """End all that runs on it and in its pods, at once."""
+        for pod in self.pods.values():
+            pod.halt()
+        inside = [self.netns, *(pod.own_netns for pod in self.pods.values() if pod.own_netns)]
+        for name in {one.name for one in inside if one.exists}:
+            for pid in run(["ip", "netns", "pids", name]).stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
 
     def __repr__(self) -> str:
         """Return its name, address and pod CIDR."""

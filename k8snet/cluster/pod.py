@@ -7,17 +7,19 @@ ports has no server; the command of a manifest is not run.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from k8snet.cluster.layout import container_id, family_of
-from k8snet.errors import K8snetError, NotFound
+from k8snet.errors import K8snetError, NotFound, Timeout
 from k8snet.linux import link, web
-from k8snet.linux.run import Process
+from k8snet.linux.run import Process, wait_until
+from k8snet.linux.sockets import callers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from k8snet.cluster.node import Node
     from k8snet.cluster.workloads import PodPlan
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
     from k8snet.linux.probe import Connect, Fetch, Listener, Ping
     from k8snet.linux.run import Completed
 
-__all__ = ["Container", "Pod", "Port"]
+__all__ = ["Container", "Pod", "Port", "drain"]
 
 ECHO_PORTS = (("TCP", 8080), ("UDP", 8080))  # of agnhost and its like, where a manifest names none
 ECHO_IMAGES = {"agnhost", "echo-server", "echoserver", "http-echo", "whoami", "hello-app"}
 READY_TIMEOUT_S = 1.0
+DRAIN_S = 0.5  # seconds that open connections have to end before their pod does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +129,8 @@ class Container:
 
     @property
     def alive(self) -> bool:
-        """Whether every process of it still runs."""
-        return all(one.running for one in self.servers if isinstance(one, Process))
+        """Whether every server of it still runs."""
+        return all(one.running if isinstance(one, Process) else not one.stopped for one in self.servers)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -141,6 +144,7 @@ class Pod:
     reason: str = ""  # why it is not what it should be
     pause: Process | None = None
     containers: list[Container] = field(default_factory=list)
+    terminating: bool = False  # it is about to end: Services send it no new connections
 
     def __post_init__(self) -> None:
         """Take the containers from the model."""
@@ -241,13 +245,13 @@ class Pod:
         return self.phase == "Running" and all(map(self.is_ready, self.containers))
 
     def is_ready(self, container: Container) -> bool:
-        """Return whether a container runs and answers its readiness probe (httpGet or tcpSocket)."""
-        if container.state != "Running" or not container.alive:
+        """Return whether a container runs, on a node that is ready, and answers its readiness probe."""
+        if container.state != "Running" or not container.alive or not (self.node and self.node.ready):
             return False
         model = next(one for one in self.model.spec.containers if one.name == container.name)
         probe = model.readinessProbe
         asked = (probe.httpGet or probe.tcpSocket) if probe else None
-        if asked is None or self.node is None or not self.addresses:
+        if asked is None or not self.addresses:
             return True
         port = _number(asked.port, container.ports)
         if port is None:
@@ -288,6 +292,14 @@ class Pod:
         if self.pause:
             self.pause.stop()
 
+    def halt(self) -> None:
+        """End all that runs in it at once, as when its node loses power; repair() starts it again."""
+        for one in [*(server for each in self.containers for server in each.servers), self.pause]:
+            if isinstance(one, Process):
+                one.stop(grace_s=0)
+            elif one:
+                one.stop()
+
     def repair(self) -> list[str]:
         """Start again what has ended, as the kubelet does, and return what that was."""
         if self.own_netns is None:
@@ -327,6 +339,28 @@ class Pod:
     def sh(self, script: str, **options: Any) -> Completed:
         """Run a bash script in its netns. See Netns.sh()."""
         return self.netns.sh(script, **options)
+
+
+def drain(pods: Iterable[Pod], syncs: Sequence[Callable[[], object]]) -> None:
+    """Have controllers send nothing new to pods that are about to end, and wait for the connections that these have.
+
+    Without it connections meet a pod that is gone, and conntrack remembers for two minutes that they went there:
+    a client that uses the same port again within that time is sent there, too.
+
+    Args:
+        syncs: of the controllers; where there are none, nobody needs to be told.
+    """
+    live = [pod for pod in pods if pod.own_netns and not pod.host_network and pod.home.ready]
+    if not live or not syncs:
+        return
+    for pod in live:
+        pod.terminating = True
+    for sync in syncs:
+        sync()
+    for pod in live:
+        ports = {port.number for port in pod.ports}
+        with contextlib.suppress(Timeout, OSError):  # some stay open, and a kernel without sock_diag(7) cannot tell
+            wait_until(lambda: not callers(pod.netns) & ports, what="open connections", timeout_s=DRAIN_S)  # noqa: B023  # it is called in this turn
 
 
 def _address(destination: str | Pod) -> str:

@@ -9,12 +9,15 @@ from k8snet.lab import Lab
 
 if TYPE_CHECKING:
     from k8snet.cluster.cluster import Cluster
+    from k8snet.controllers.load_balancer import LoadBalancer
     from k8snet.controllers.services import Services
     from k8snet.observe.diagram import Diagram
     from k8snet.observe.model import ModelReport
     from k8snet.observe.reach import Reach
+    from k8snet.observe.rules import RulesView
     from k8snet.observe.snapshot import Snapshot
     from k8snet.observe.table import Table
+    from k8snet.observe.why import Why
 
 __all__ = ["Views"]
 
@@ -76,12 +79,82 @@ class Views:
         """Make Services work: EndpointSlices, and kube-proxy on every node, in step with the pods from now on.
 
         Args:
-            mode: "iptables" or "nftables".
+            mode: "iptables", "nftables", or "ipvs" where the kernel has it.
 
         Raises:
             InvalidInput: no such mode, or kube-proxy runs already.
+            CapabilityMissing: this kernel has no IPVS.
         """
         from k8snet.controllers.services import Services
 
         with self.lock:
             return Services(self._me, mode=mode)
+
+    def start_load_balancer(self, mode: str = "arp", *, pool: str | Sequence[str] | None = None) -> LoadBalancer:
+        """Give each Service of type LoadBalancer an address, and let the network know where it is, as MetalLB does.
+
+        Args:
+            mode: "arp": one node answers for an address, and another one when it dies. "bgp": all nodes announce it
+                to the router, which spreads connections over them.
+            pool: the network that addresses are taken from, or one of each family; None is 172.18.255.0/24,
+                and fd00:172:18::255:0/112 where the cluster has IPv6.
+
+        Raises:
+            InvalidInput: no such mode, a pool that cannot be, or kube-proxy does not run.
+            InvalidManifest: a Service asks for an address that it cannot have, or none is left.
+        """
+        from k8snet.controllers.load_balancer import LoadBalancer
+
+        with self.lock:
+            return LoadBalancer(self._me, mode=mode, pool=pool)
+
+    def rules(
+        self, service: str, *, node: str | None = None, port: str | int | None = None, family: str = "v4",
+        caption: str | None = None,
+    ) -> RulesView:  # fmt: skip
+        """Return the chains of a Service as a node's kernel has them: a picture, or an indented tree.
+
+        Like: iptables-save, or nft list ruleset
+
+        Args:
+            service: "web" in the namespace default, or "shop/web".
+            node: None is the first.
+            port: one of its ports, by name or number; None shows all.
+            family: "v4" or "v6".
+            caption: a full sentence that says what to see.
+
+        Raises:
+            NotFound: there is no such Service, port or node.
+            InvalidInput: no kube-proxy runs, or it makes no rules for this Service; the message says why.
+            CapabilityMissing: what this mode of kube-proxy programs cannot be shown so.
+        """
+        from k8snet.observe.rules import draw
+
+        with self.lock:
+            return draw(self._me, service, node=node, port=port, family=family, caption=caption)
+
+    def why(
+        self, source: Any, target: str, *, protocol: str = "tcp", node: str | None = None, family: str = "v4",
+        all: bool = False,  # noqa: A002  # as in `ls --all`
+    ) -> Why:  # fmt: skip
+        """Return why the first packet of a connection goes where it goes: the rules that it passes, in words.
+
+        The rules are read from the node's kernel, whoever has made them.
+
+        Args:
+            source: a Pod, a pod's or a node's name, or an address.
+            target: "shop/web", "shop/web:http", or an address and port: "10.96.0.20:80", "[fd00::1]:80".
+            protocol: "tcp", "udp" or "sctp".
+            node: whose rules; None: those of the source's node, and then those of a node that is called.
+            family: "v4" or "v6", of a Service's address.
+            all: tell of the rules that do not match, too.
+
+        Raises:
+            NotFound, InvalidInput, CapabilityMissing: as rules() does; or there is no such source.
+        """
+        from k8snet.observe.why import why
+
+        with self.lock:
+            return why(
+                self._me, source, target, protocol=protocol, node=node, family=family, everything=all
+            )  # fmt: skip

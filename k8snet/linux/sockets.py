@@ -13,10 +13,11 @@ from k8snet.linux import nsfs
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
 
-__all__ = ["Socket", "sockets"]
+__all__ = ["Socket", "callers", "sockets"]
 
 TCP_LISTEN, UDP_UNCONNECTED = "0A", "07"
 LISTENING = 1 << 10  # of sock_diag's states
+BUSY = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 8 | 1 << 9  # ESTABLISHED, SYN_RECV, FIN_WAIT1, CLOSE_WAIT, LAST_ACK
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -31,6 +32,18 @@ class Socket:
 def sockets(netns: Netns) -> list[Socket]:
     """Return the listening sockets of a netns, sorted. Like: ss -Hltun."""
     return sorted(nsfs.inside(netns.fd, read))
+
+
+def callers(netns: Netns) -> set[int]:
+    """Return the local ports of TCP connections that have something to say yet. Like: ss -Htn."""
+    from pyroute2 import DiagSocket
+
+    def body() -> set[int]:
+        with DiagSocket() as diag:
+            families = (socket.AF_INET, socket.AF_INET6)
+            return {one["idiag_sport"] for each in families for one in diag.get_sock_stats(family=each, states=BUSY)}
+
+    return nsfs.inside(netns.fd, body)
 
 
 def read() -> set[Socket]:

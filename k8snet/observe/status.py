@@ -18,6 +18,7 @@ __all__ = ["as_objects", "document", "table", "troubles"]
 
 POD_COLUMNS = ("NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE")
 NODE_COLUMNS = ("NAME", "STATUS", "INTERNAL-IP", "POD-CIDR", "PODS")
+SERVICE_COLUMNS = ("NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)")
 
 
 def document(one: Any) -> dict[str, Any]:
@@ -37,6 +38,9 @@ def table(cluster: Cluster, kind: str, *, namespace: str | None = None) -> Table
         return Table(POD_COLUMNS, tuple(map(_pod_row, pods)))
     if canonical == "Node":
         return Table(NODE_COLUMNS, tuple(map(_node_row, cluster.nodes.values())))
+    if canonical == "Service":
+        keys = [key for key in sorted(cluster.objects) if key[0] == "Service" and namespace in (None, key[1])]
+        return Table(SERVICE_COLUMNS, tuple(_service_row(cluster.objects[key]) for key in keys))
     rows = [
         (*([key[1]] if key[1] else []), key[2])
         for key in sorted(cluster.objects) if key[0] == canonical and namespace in (None, key[1])
@@ -69,9 +73,22 @@ def troubles(cluster: Cluster) -> list[str]:
 
 
 def _node_row(node: Node) -> tuple[str, ...]:
-    state = "Ready,SchedulingDisabled" if node.unschedulable else "Ready"
+    state = ("Ready" if node.ready else "NotReady") + (",SchedulingDisabled" if node.unschedulable else "")
     return (
         node.name, state, ",".join(node.addresses.values()), ",".join(node.pod_cidrs.values()), str(len(node.pods))
+    )  # fmt: skip
+
+
+def _service_row(service: Any) -> tuple[str, ...]:
+    spec, balancer = service.spec, service.status and service.status.loadBalancer
+    given = [one.ip or one.hostname or "" for one in (balancer.ingress if balancer else None) or ()]
+    outside = [*given, *(spec.externalIPs or ()), *([spec.externalName] if spec.externalName else [])]
+    ports = [
+        f"{one.port}{f':{one.nodePort}' if one.nodePort else ''}/{one.protocol or 'TCP'}" for one in spec.ports or ()
+    ]
+    return (
+        objects.namespace_of(service), objects.name_of(service), spec.type or "ClusterIP", spec.clusterIP or "<none>",
+        ",".join(outside) or ("<pending>" if spec.type == "LoadBalancer" else "<none>"), ",".join(ports) or "<none>",
     )  # fmt: skip
 
 
