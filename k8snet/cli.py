@@ -1,8 +1,11 @@
 """The command `k8snet`."""
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +14,7 @@ import typer
 from k8snet.errors import InvalidInput, K8snetError, NotFound
 from k8snet.jupyter.vm.cli import app as vm
 from k8snet.proxy_cli import app as proxy
+from k8snet.rules_cli import app as rules
 
 # What a command needs is imported in it, so that `k8snet --help` and `k8snet sandbox` start at once.
 
@@ -26,9 +30,9 @@ app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
 app.add_typer(kernelspec, name="kernelspec")
 app.add_typer(proxy, name="proxy")
+app.add_typer(rules)
 app.add_typer(vm, name="vm")
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 COMMAND_LAST = {"allow_interspersed_args": False}  # with or without -- before it
 CORES = os.cpu_count() or 1
 
@@ -48,26 +52,46 @@ Files = Annotated[
     typer.Option("-f", "--filename", help="A manifest: YAML or JSON, a folder of them, or - for standard input."),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The Kubernetes namespace.")]
-Nodes = Annotated[
-    int | None,
-    typer.Option("--nodes", min=1, help="How many nodes.", show_default="the manifest's Node objects, or 2"),
-]
-PodNetwork = Annotated[
-    str, typer.Option("--pod-network", help="How pods of two nodes reach each other: routes, vxlan or bgp.")
-]
-Families = Annotated[str, typer.Option("--ip-families", help="v4, or v4,v6 for dual-stack.")]
-Wiring = Annotated[
-    str, typer.Option("--wiring", help="Who attaches the pods: cni (Debian's CNI plugins), or direct (faster).")
-]
-ProxyMode = Annotated[
-    str, typer.Option("--proxy-mode", help="Who makes Services work: kube-proxy's iptables or nftables, or none.")
-]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Warn of unknown fields instead of refusing them.")]
 Ports = Annotated[
     str, typer.Option("--ports", help="As in tcp/80,udp/53,icmp.", show_default="every declared containerPort")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TimeoutS = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds of silence that count as lost.")]
+PROXY_MODES = ("iptables", "nftables", "ipvs", "none")
+InVm = Annotated[bool, typer.Option("--vm", help="In the small virtual machine that `k8snet vm prepare` made.")]
+
+
+def _cluster_options(
+    *,
+    nodes: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="the manifest's, or 2")] = None,
+    pod_network: Annotated[str, typer.Option(help="What joins pods of two nodes: routes, vxlan or bgp.")] = "routes",
+    ip_families: Annotated[str, typer.Option(help="v4, or v4,v6 for dual-stack.")] = "v4",
+    wiring: Annotated[str, typer.Option(help="What attaches pods: cni (plugins), or direct (faster).")] = "cni",
+    proxy_mode: Annotated[str, typer.Option(help="How Services work: iptables, nftables, ipvs or none.")] = "iptables",
+    lenient: Lenient = False,
+    vm: InVm = False,
+) -> dict[str, Any]:
+    if proxy_mode not in PROXY_MODES:
+        raise InvalidInput(f"--proxy-mode {proxy_mode!r}: one of {', '.join(PROXY_MODES)}")
+    return {
+        "nodes": nodes, "pod_network": pod_network, "ip_families": tuple(map(str.strip, ip_families.split(","))),
+        "wiring": wiring, "proxy_mode": proxy_mode, "lenient": lenient, "vm": vm,
+    }  # fmt: skip
+
+
+def _of_a_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a cluster, and hand it what they say as `options`."""
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    shared = inspect.signature(_cluster_options, eval_str=True).parameters
+    del own["options"]
+
+    @functools.wraps(command)
+    def body(**given: Any) -> None:
+        command(options=_cluster_options(**{name: given.pop(name) for name in shared}), **given)
+
+    body.__signature__ = inspect.Signature([*own.values(), *shared.values()])  # type: ignore[attr-defined]  # what typer reads
+    return body
 
 
 @app.command()
@@ -133,12 +157,15 @@ def run(
     ] = None,
     jobs: Jobs = CORES,
     kernel: Annotated[
-        str | None, typer.Option(help="The kernelspec to use.", show_default="what a chapter asks for")
+        str | None, typer.Option(help="The kernelspec to use.", show_default="what a chapter needs here")
     ] = None,
+    vm: InVm = False,
 ) -> None:
     """Execute chapters live, without a browser; exit with 1 if one fails."""
     from k8snet.jupyter import runner
+    from k8snet.jupyter.vm import need
 
+    kernel = need.KERNELSPEC if vm else kernel
     sys.exit(runner.run_chapters(chapters or [], output=output, jobs=jobs, kernel=kernel))
 
 
@@ -176,42 +203,38 @@ def install(
     typer.echo(_kernelspec.install(name=name, prefix=Path(sys.prefix) if sys_prefix else prefix))
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=COMMAND_LAST)
 def sandbox(
     command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
     *,
     writable: Annotated[
         Path | None, typer.Option(help="The folder it may write.", show_default="the current one")
     ] = None,
+    vm: InVm = False,
 ) -> None:
     """Run COMMAND inside a fresh sandbox, and exit with its exit code."""
-    from k8snet import sandbox as _sandbox
-
-    sys.exit(_sandbox.run(command, working_copy=writable))
+    sys.exit(_run_inside(command, writable, vm=vm))
 
 
 @app.command(context_settings=COMMAND_LAST)
+@_of_a_cluster
 def up(
     files: Files,
     command: Annotated[list[str] | None, typer.Argument(help="What to run; without it, a shell.")] = None,
     *,
-    nodes: Nodes = None,
-    pod_network: PodNetwork = "routes",
-    ip_families: Families = "v4",
-    wiring: Wiring = "cni",
-    proxy_mode: ProxyMode = "iptables",
-    lenient: Lenient = False,
+    options: dict[str, Any],  # of _cluster_options()
 ) -> None:
     """Build the cluster that manifests describe, and open a shell, or run COMMAND, with it.
 
     In that shell, `k8snet get`, `exec`, `apply`, `delete`, `reach`, `check` and `diagram` work on the cluster.
     It is gone when the shell ends. Exits with COMMAND's exit code, and with 2 if a manifest cannot be used.
     """
-    _in_own_sandbox()
+    if options["vm"] and "-" in files and not command:
+        raise InvalidInput("a shell in the virtual machine needs standard input: name a file with -f, or a command")
+    _in_own_sandbox(vm=options.pop("vm"))
     from k8snet import session
 
-    options = _cluster_options(nodes, pod_network, ip_families, wiring, proxy_mode)
-    sys.exit(session.up(files, command or [], lenient=lenient, **options))
+    sys.exit(session.up(files, command or [], **options))
 
 
 @app.command()
@@ -287,6 +310,7 @@ def exec_(
 
 
 @app.command()
+@_of_a_cluster
 def reach(
     files: Annotated[
         list[str] | None,
@@ -297,12 +321,7 @@ def reach(
     as_json: AsJson = False,
     timeout: TimeoutS = 1.0,
     family: Annotated[str, typer.Option("--family", help="v4 or v6.")] = "v4",
-    nodes: Nodes = None,
-    pod_network: PodNetwork = "routes",
-    ip_families: Families = "v4",
-    wiring: Wiring = "cni",
-    proxy_mode: ProxyMode = "iptables",
-    lenient: Lenient = False,
+    options: dict[str, Any],
 ) -> None:
     """Probe every pod from every pod, and print who reaches whom."""
     wanted = [word for word in ports.split(",") if word]
@@ -310,15 +329,14 @@ def reach(
     if not files:
         _tell("reach", **asked, as_json=as_json)
         return
-    _in_own_sandbox()
+    _in_own_sandbox(vm=options.pop("vm"))
     from k8snet import session
     from k8snet.cluster.manifests import load
     from k8snet.observe.reach import check_asked
     from k8snet.observe.status import troubles
 
-    options = _cluster_options(nodes, pod_network, ip_families, wiring, proxy_mode)
     check_asked(wanted, family, options["ip_families"])
-    with session.built(load(*files, lenient=lenient), **options) as cluster:
+    with session.built(load(*files, lenient=options.pop("lenient")), **options) as cluster:
         for line in troubles(cluster):
             typer.echo(line, err=True)
         typer.echo(session.Session(cluster).do_reach(**asked, as_json=as_json)["out"])
@@ -377,33 +395,32 @@ def cni_check(
     sys.exit(0 if report.ok else 1)
 
 
-def _in_sandbox() -> None:
+def _run_inside(command: list[str], writable: Path | None = None, *, vm: bool) -> int:
+    """Run *command* in a sandbox, or in a virtual machine unless this is one, and return its exit code."""
+    from k8snet import sandbox as _sandbox
+
+    if not vm or _sandbox.GUEST in os.environ:
+        return _sandbox.run(command, working_copy=writable)
+    from k8snet.jupyter.vm.launch import run_in_vm
+
+    return run_in_vm(command, working_copy=writable)
+
+
+def _in_sandbox(*, vm: bool = False) -> None:
     """Go on in a sandbox: the same command is run in a new one, unless this is one already."""
     from k8snet import sandbox as _sandbox
 
-    if _sandbox.INSIDE not in os.environ:
-        sys.exit(_sandbox.run([sys.executable, "-m", "k8snet.cli", *sys.argv[1:]]))
+    if (_sandbox.GUEST if vm else _sandbox.INSIDE) not in os.environ:
+        sys.exit(_run_inside([sys.executable, "-m", "k8snet.cli", *sys.argv[1:]], vm=vm))
 
 
-def _in_own_sandbox() -> None:
+def _in_own_sandbox(*, vm: bool) -> None:
     """Go on in a sandbox that holds no other cluster."""
     from k8snet.session import LAB
 
     if os.environ.get(LAB):
         raise InvalidInput("this is the shell of a cluster already; leave it with exit, or use another terminal")
-    _in_sandbox()
-
-
-def _cluster_options(
-    nodes: int | None, pod_network: str, ip_families: str, wiring: str, proxy_mode: str
-) -> dict[str, Any]:
-    if proxy_mode not in {"iptables", "nftables", "none"}:
-        raise InvalidInput(f"--proxy-mode {proxy_mode!r}: iptables, nftables or none")
-    families = tuple(word.strip() for word in ip_families.split(","))
-    return {
-        "nodes": nodes, "pod_network": pod_network, "ip_families": families, "wiring": wiring,
-        "proxy_mode": proxy_mode,
-    }  # fmt: skip
+    _in_sandbox(vm=vm)
 
 
 def _texts(file: str) -> list[tuple[str, str]]:

@@ -56,6 +56,7 @@ class Ability:
     programs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     core: bool = False  # chapters 00 to 08 need it
+    bare: bool = False  # tried without a netns, and where there is no sandbox, too
     remedy: str = ""  # where neither a package nor a module is what is missing
 
 
@@ -191,15 +192,18 @@ ABILITIES = (
     Ability(name="IPVS", needed_by="kube-proxy's IPVS mode", modules=("ip_vs",), script=_python(IPVS)),
     Ability(name="bpf", needed_by="data planes in eBPF", script=_python(BPF),
             remedy="needs the machine's root, which a sandbox has not"),
-    Ability(name="/dev/kvm", needed_by="virtual machines at full speed", script=_python(KVM), modules=("kvm",),
+    Ability(name="/dev/kvm", bare=True, needed_by="virtual machines at full speed", script=_python(KVM),
+            modules=("kvm",),
             remedy="let this user open /dev/kvm (sudo adduser $USER kvm), or do without: emulation works, slower"),
-    Ability(name="qemu", needed_by="features that this Linux lacks, in a virtual machine",
-            programs=(f"qemu-system-{platform.machine()}",), script=f"qemu-system-{platform.machine()} --version"),
+    Ability(name="virtual machine", bare=True, needed_by="what this Linux lacks or forbids (kernelspec k8snet-vm)",
+            programs=("qemu-system-x86_64",), script=f"{sys.executable} -m k8snet.cli vm status",
+            remedy="k8snet vm prepare"),
 )  # fmt: skip
 PACKAGES = {
-    "qemu-system-x86_64": "--no-install-recommends qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm",
-    "timeout": "coreutils",
+    "qemu-system-x86_64": "--no-install-recommends qemu-system-x86", "timeout": "coreutils",
 }  # fmt: skip
+VIRTUAL_MACHINE = ', or the kernelspec "k8snet-vm", which boots one: k8snet vm prepare'
+NOT_TRIED = "not tried: there is no sandbox to try it in"
 SANDBOX = Ability(name="user namespaces", core=True, needed_by="every chapter: the sandbox", script="")
 SETTINGS = (  # a file below /proc/sys, what it says where user namespaces do not work, and what helps
     ("kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
@@ -222,8 +226,17 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all is there that chapters 00 to 08 need."""
-        return all(finding.ok for finding in self.findings if finding.core)
+        """Whether all is there that chapters 00 to 08 need, be it in the virtual machine."""
+        needed = [finding for finding in self.findings if finding.core]
+        if self.only_in_vm:  # the same programs are there, and a Linux that has it all
+            needed = [finding for finding in needed if finding.ability != SANDBOX.name and finding.remedy != NOT_TRIED]
+        return all(finding.ok for finding in needed)
+
+    @property
+    def only_in_vm(self) -> bool:
+        """Whether sandboxes are forbidden here, and the virtual machine is ready to stand in for them."""
+        there = {finding.ability for finding in self.findings if finding.ok}
+        return SANDBOX.name not in there and "virtual machine" in there
 
     def __getitem__(self, ability: str) -> Finding:
         """Return the finding about one ability."""
@@ -239,6 +252,8 @@ class Report:
         missing = [finding.ability for finding in self.findings if not finding.ok]
         if not missing:
             return "Every chapter can run here."
+        if self.ok and self.only_in_vm:
+            return "User namespaces are forbidden here: every chapter runs in the virtual machine (k8snet-vm), slower."
         if self.ok:
             return f"Chapters 00 to 08 can run here. Missing for later ones: {', '.join(missing)}."
         needed = [finding.ability for finding in self.findings if finding.core and not finding.ok]
@@ -278,7 +293,8 @@ def show(report: Report) -> None:
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(report.machine):
         facts.add_row(Text(name, "bold"), Text(value))
-    table = Table("ability", "here", "what needs it", "remedy")
+    table = Table("ability", "here", "what needs it")
+    table.add_column("remedy", overflow="fold")  # to copy it, all of it is needed
     for finding in report.findings:
         colour = "green" if finding.ok else "red" if finding.core else "yellow"
         table.add_row(finding.ability, Text(_mark(finding), colour), finding.needed_by, Text(_advice(finding)))
@@ -331,12 +347,16 @@ def _probe_in_sandbox() -> list[Finding]:
     try:
         done = programs.run(argv, timeout_s=SANDBOX_S, check=False)
     except (Timeout, OSError) as error:
-        return [_not_ok(SANDBOX, str(error)), *(_not_tried(ability) for ability in ABILITIES)]
+        return _without_sandbox(str(error))
     if done.code == 0:
         return [Finding(**finding) for finding in json.loads(done.stdout)]
     reason = next(iter(done.stderr.strip().splitlines()), f"exit code {done.code}").removeprefix("k8snet: ")
     reason = reason.removesuffix(f": {sandbox.FORBIDDEN.splitlines()[0]}")
-    return [_not_ok(SANDBOX, reason), *(_not_tried(ability) for ability in ABILITIES)]
+    return _without_sandbox(reason)
+
+
+def _without_sandbox(reason: str) -> list[Finding]:
+    return [_not_ok(SANDBOX, reason), *(_probe(one) if one.bare else _not_tried(one) for one in ABILITIES)]
 
 
 def probe_all() -> list[Finding]:
@@ -347,7 +367,7 @@ def probe_all() -> list[Finding]:
 
 
 def _probe(ability: Ability) -> Finding:
-    argv = [*BEFORE_PROBE, "sh", "-c", PRELUDE + ability.script]
+    argv = [*(() if ability.bare else BEFORE_PROBE), "sh", "-c", PRELUDE + ability.script]
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *programs.EXTRA_PATH])
     try:
         done = programs.run(argv, timeout_s=PROBE_S, check=False, env={**os.environ, "PATH": path})
@@ -372,7 +392,7 @@ def _not_ok(ability: Ability, reason: str) -> Finding:
 def _not_tried(ability: Ability) -> Finding:
     return Finding(
         ability=ability.name, ok=False, core=ability.core, needed_by=ability.needed_by,
-        remedy="not tried: there is no sandbox to try it in",
+        remedy=remedy(ability) if _missing(ability) else NOT_TRIED,
     )  # fmt: skip
 
 
@@ -387,7 +407,7 @@ def remedy(ability: Ability) -> str:
         return f"sudo modprobe {' '.join(loadable)}"
     if ability.remedy:
         return ability.remedy
-    return f"a Linux that has it{_virtual_machine()}" if ability.modules else "see what it said"
+    return f"a Linux that has it{VIRTUAL_MACHINE}" if ability.modules else "see what it said"
 
 
 def _user_namespaces() -> str:
@@ -397,7 +417,7 @@ def _user_namespaces() -> str:
         with contextlib.suppress(OSError):  # not every Linux has every setting
             if Path("/proc/sys", name).read_text().strip() == forbids:
                 commands.append(command)
-    return "\n".join(commands) or IN_A_CONTAINER
+    return "\n".join([*(commands or [IN_A_CONTAINER]), "or do without: k8snet vm prepare, and chapters run in that"])
 
 
 def _missing(ability: Ability) -> list[str]:
@@ -412,10 +432,6 @@ def _is_loadable(module: str) -> bool:
     except OSError:
         return False
     return f"/{module}.ko" in known and not (LOADED / module).exists()
-
-
-def _virtual_machine() -> str:
-    return ', or the kernelspec "k8snet-vm", which boots one: k8snet vm prepare'
 
 
 def _user() -> str:

@@ -30,7 +30,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["FORBIDDEN", "INSIDE", "arguments", "run", "state_folder", "supervise"]
+__all__ = ["FORBIDDEN", "GUEST", "INSIDE", "arguments", "run", "state_folder", "supervise"]
 
 # Outside this id is nobody's (65534 is "nobody", and some daemons do run as that).
 UNUSED_ID = 65533
@@ -39,6 +39,7 @@ SETUP_FAILED = 125  # exit code of a sandbox that could not be made, as of `env`
 OPEN_FILES = 1 << 20  # the most that the soft limit is raised to; some daemons try every number
 INSIDE = "K8SNET_SANDBOX"  # this variable is set inside
 MARK = Path("/run/k8snet-sandbox")  # and this file is there, for what a variable is not enough
+GUEST = "K8SNET_VM"  # this variable is set in a virtual machine of ours, where the whole network is a sandbox's
 
 READ_ONLY_PROC = ("sys/vm", "sys/kernel", "sys/fs", "sys/dev", "sysrq-trigger")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "kvm")
@@ -61,7 +62,8 @@ user namespaces, or a part of them, are forbidden here. `k8snet doctor` tells mo
     sysctl user.max_user_namespaces                       must be above 0
     sysctl kernel.apparmor_restrict_unprivileged_userns   must be 0, where it exists (Ubuntu)
     in a container, its options: docker run --security-opt seccomp=unconfined \\
-                                            --security-opt systempaths=unconfined"""
+                                            --security-opt systempaths=unconfined
+or do without them, in a small virtual machine: k8snet vm prepare; then k8snet run, or k8snet sandbox --vm"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -369,7 +371,7 @@ def enter(writable: list[str]) -> None:
         if Path(path).exists():
             _mount(path, path, flags=MS_BIND | MS_REC)
             _set_attributes(path, add=MOUNT_ATTR_RDONLY, recursive=True)
-    if os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK):
+    if GUEST not in os.environ and os.access("/proc/sys/net/ipv4/ip_forward", os.W_OK):
         raise OSError(
             "this container has no other id than root's, which may change the machine's "
             "network settings. Start k8snet as an ordinary user, or give the container more ids"

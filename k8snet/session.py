@@ -3,7 +3,7 @@
     k8snet up       the cluster lives in this process, inside a sandbox
     ├── a shell, or the command after `--`, with K8SNET_LAB in its environment
     └── a thread that answers at the socket K8SNET_LAB: one JSON line asks, one answers
-            k8snet get | apply | delete | exec | reach | check | diagram
+            k8snet get | apply | delete | exec | reach | check | diagram | rules | why
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def up(sources: Sequence[str], command: Sequence[str], *, lenient: bool = False,
         for line in troubles(cluster):
             console.print(line, markup=False, soft_wrap=True)
         if not command:
-            console.print("\nA shell with this cluster: k8snet get, exec, apply, delete, reach, check, diagram. "
-                          "Leave it with exit; nothing stays.", soft_wrap=True)  # fmt: skip
+            console.print("\nA shell with this cluster: k8snet get, exec, apply, delete, reach, check, diagram, rules, "
+                          "why. Leave it with exit; nothing stays.", soft_wrap=True)  # fmt: skip
         return _run(list(command), path)
 
 
@@ -79,7 +79,7 @@ def built(
     """Build a cluster with its progress on standard error, and close it at the end of the block.
 
     Args:
-        proxy_mode: of kube-proxy: "iptables" or "nftables", or "none" for a cluster without one.
+        proxy_mode: of kube-proxy: "iptables", "nftables" or "ipvs", or "none" for a cluster without one.
     """
     from rich.console import Console
 
@@ -344,6 +344,16 @@ class Session:
         """Return a drawing as SVG, and in words."""
         drawing = self.cluster.diagram(**options)
         return {"out": drawing.standalone(), "alt": drawing.alt}
+
+    def do_rules(self, service: str, as_json: bool, **options: Any) -> dict[str, Any]:
+        """Return the chains of a Service on a node."""
+        found = self.cluster.rules(service, **options)
+        return {"out": _dumped(found.as_dict(), "json") if as_json else str(found)}
+
+    def do_why(self, source: str, target: str, as_json: bool, **options: Any) -> dict[str, Any]:
+        """Return the rules that a packet passes."""
+        found = self.cluster.why(source, target, **options)
+        return {"out": _dumped(found.as_dict(), "json") if as_json else str(found)}
 
 
 ALL = ("Pod", "Service", "DaemonSet", "Deployment", "ReplicaSet", "StatefulSet", "Job")  # kubectl get all

@@ -1,6 +1,7 @@
 """Pass the tests, each kind where it belongs: `./run test [--fast] [PYTEST ARGUMENT...]`.
 
     unit, linux, conformance           inside a sandbox, two at a time
+    vm                                 inside a guest, in one boot; left out where none can be had
     sandbox, repo, notebooks, browser  on the machine itself, since they make sandboxes
     unit                               once more on every other supported Python that is here
 
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SUPPORTED = (11, 12, 13)  # minor versions of Python 3
 NO_TESTS = 5  # pytest's exit code where a filter leaves nothing
 UNIT_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
-SLOW = ("notebooks", "browser")  # what --fast leaves out, with the other Pythons
+SLOW = ("notebooks", "browser")  # what --fast leaves out, with the virtual machine and the other Pythons
+NO_GUESTS = "--ignore=tests/sandbox/test_vm.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,12 @@ class Outcome:
 
 SANDBOX = (sys.executable, "-m", "k8snet.cli", "sandbox", "--")
 TWO = ("-n", "2", "--dist", "worksteal")
+IN_SANDBOX = Phase(name="in a sandbox", folders=("unit", "linux", "conformance"), before=SANDBOX, options=TWO)
+NOT_NEEDED = ("hypothesispytest", "anyio", "xdist", "xdist.looponfail")  # and slow to import under emulation
+IN_VM = Phase(
+    name="in the VM", folders=("vm",), before=(*SANDBOX[:-1], "--vm", "--"),
+    options=tuple(word for name in NOT_NEEDED for word in ("-p", f"no:{name}")),
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -67,17 +75,36 @@ def main(arguments: list[str]) -> int:
 
 def _run_all(chosen: list[str], options: list[str], *, fast: bool) -> Iterator[Outcome]:
     outside = tuple(name for name in ("sandbox", "repo", *SLOW) if not fast or name not in SLOW)
-    for phase in (
-        Phase(name="in a sandbox", folders=("unit", "linux", "conformance"), before=SANDBOX, options=TWO),
-        Phase(name="outside", folders=outside),
-    ):
-        if paths := paths_of(phase, chosen):
-            yield _run(phase, paths, options)
+    if paths := paths_of(IN_SANDBOX, chosen):
+        yield _run(IN_SANDBOX, paths, options)
+    if not fast and paths_of(Phase(name="", folders=(*IN_VM.folders, "notebooks")), chosen):  # chapters need it, too
+        yield from _run_in_vm(paths_of(IN_VM, chosen), options)
+    phase = Phase(name="outside", folders=outside)
+    if paths := paths_of(phase, chosen):
+        yield _run(phase, paths, [*options, *([NO_GUESTS] if fast else [])])
     if fast or not paths_of(Phase(name="", folders=("unit",)), chosen):
         return
     for minor in SUPPORTED:
         if minor != sys.version_info.minor:
             yield from _run_on(minor, chosen, options)
+
+
+def _run_in_vm(paths: list[str], options: list[str]) -> Iterator[Outcome]:
+    """Run tests, if any, in a guest, and prepare it before."""
+    from k8snet.errors import CapabilityMissing, K8snetError, ProgramMissing
+    from k8snet.jupyter.vm import launch
+
+    begun = time.monotonic()
+    try:
+        launch.prepared(lambda line: _say(f"-- preparing the virtual machine, {line}"))
+    except (CapabilityMissing, ProgramMissing) as missing:
+        _say(f"{IN_VM.name}: left out, {missing}")
+    except K8snetError as error:
+        _say(f"{IN_VM.name}: {error}")
+        yield Outcome(name=IN_VM.name, result="no guest", ok=False, seconds=time.monotonic() - begun)
+    else:
+        if paths:
+            yield _run(IN_VM, paths, options)
 
 
 def _run_on(minor: int, chosen: list[str], options: list[str]) -> Iterator[Outcome]:

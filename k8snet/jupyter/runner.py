@@ -29,7 +29,7 @@ from rich.table import Table
 
 from k8snet.errors import InvalidInput
 from k8snet.jupyter.chapters import Chapter, find_chapters
-from k8snet.jupyter.vm import need
+from k8snet.jupyter.vm import machine, need
 from k8snet.jupyter.worker import Failure, Job, failure, work
 
 __all__ = ["Failure", "Result", "execute", "run_chapters", "show_run"]
@@ -174,7 +174,7 @@ class _Worker:
 
     @property
     def patience(self) -> float:
-        slow = IN_VM if self.job.kernel == need.KERNELSPEC else 1
+        slow = IN_VM if _in_vm(self.job) else 1
         return PATIENCE * slow * self.job.chapter.timeout_s
 
     @property
@@ -226,10 +226,12 @@ class _Worker:
 def _work_through(todo: list[Job], jobs: int, watcher: Watcher) -> dict[str, Result]:
     running: list[_Worker] = []
     results: dict[str, Result] = {}
+    guests = machine.at_once() if any(map(_in_vm, todo)) else 0
     try:
         while todo or running:
-            while todo and len(running) < jobs:
-                running.append(_start(todo.pop(0), watcher))
+            while len(running) < jobs and (job := _next(todo, running, guests)):
+                todo.remove(job)
+                running.append(_start(job, watcher))
             patience = min(worker.deadline for worker in running) - time.monotonic()
             wait([worker.pipe for worker in running], timeout=max(patience, 0) + 0.1)
             for worker in list(running):
@@ -242,6 +244,16 @@ def _work_through(todo: list[Job], jobs: int, watcher: Watcher) -> dict[str, Res
         for worker in running:  # an interrupt, or an error of ours
             worker.end(at_once=True)
     return results
+
+
+def _next(todo: Sequence[Job], running: Sequence[_Worker], guests: int) -> Job | None:
+    """Return the first job that may begin: no more than so many have a virtual machine at once."""
+    full = sum(_in_vm(worker.job) for worker in running) >= guests
+    return next((job for job in todo if not (full and _in_vm(job))), None)
+
+
+def _in_vm(job: Job) -> bool:
+    return job.kernel == need.KERNELSPEC
 
 
 def _start(job: Job, watcher: Watcher) -> _Worker:

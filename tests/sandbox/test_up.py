@@ -257,7 +257,7 @@ def test_a_bad_manifest_in_the_shell_leaves_the_cluster_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     "words", [["get", "pods"], ["exec", "a", "--", "true"], ["apply", "-f", str(SHOP)], ["delete", "pod", "a"],
-              ["reach"], ["check"], ["diagram"]],
+              ["reach"], ["check"], ["diagram"], ["rules", "web"], ["why", "a", "web"]],
     ids=" ".join,
 )  # fmt: skip
 def test_outside_of_a_cluster_its_commands_say_so(words):

@@ -1,13 +1,17 @@
-"""The virtual machine, as root and as an ordinary user: IPVS in it, a kernelspec, and nothing left behind.
+"""The virtual machine, as root and as an ordinary user: a command, a terminal, a kernelspec, and nothing left behind.
 
-Where it is not prepared, the image is fetched, once, into the state folder of whoever runs the tests.
+Where it is not prepared, the image is made, once, in the state folder of whoever runs the tests.
+A guest boots in some 10 s under emulation, so each test asks much of one.
 """
 from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
+import signal
 import subprocess
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,58 +19,31 @@ import nbformat
 import pytest
 
 from k8snet import doctor
-from k8snet.errors import CapabilityMissing, InvalidInput, ProgramMissing, SandboxFailed
+from k8snet.errors import CapabilityMissing, ProgramMissing, SandboxFailed
 from k8snet.jupyter import kernelspec
 from k8snet.jupyter.chapters import find_chapters
 from k8snet.jupyter.runner import run_chapters
-from k8snet.jupyter.vm import image, launch, machine, need
-from tests.sandbox.conftest import Identity, eventually, processes
+from k8snet.jupyter.vm import image, launch, need
+from tests.sandbox.conftest import ROOT, Identity, eventually, processes
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("K8SNET_TEST_VM") != "1", reason="minutes under emulation, and a download: set K8SNET_TEST_VM=1"
-)
 SESSION = Path(__file__).with_name("vm_session.py")
-RUN_IN_VM = "import sys; from k8snet.jupyter.vm.launch import run_in_vm; sys.exit(run_in_vm(sys.argv[1:]))"
+PATIENCE_S = 280
+WITHOUT_ROOT = pytest.mark.parametrize(
+    "identity", ["an ordinary user" if os.geteuid() == 0 else "this user"], indirect=True
+)
 LOOK = """
 id -u; ls /sys/class/net; touch /etc/k8snet-test && echo kept nowhere
-echo from the guest > "$0"; cat; echo to standard error >&2; exit 7"""
-IPVS = """
-import json
-from pyroute2 import IPVS, IPVSDest, IPVSService
-from k8snet import End, Lab
-
-def program():
-    with IPVS() as ipvs:
-        service = IPVSService(addr="10.96.0.10", port=80, protocol=6, sched_name="rr")
-        ipvs.service("add", service=service)
-        for number in (1, 2):
-            ipvs.dest("add", service=service, dest=IPVSDest(addr=f"10.0.{number}.2", port=8080, fwd_method=0))
-        return len(list(ipvs.service("dump")))
-
-with Lab() as lab:
-    director, client = lab.netns("director", forward=True), lab.netns("client")
-    for number, netns in enumerate((client, lab.netns("one"), lab.netns("two"))):
-        lab.veth(End(netns=director, name=f"eth{number}", address=f"10.0.{number}.1/24"),
-                 End(netns=netns, name="eth0", address=f"10.0.{number}.2/24"))
-        netns.run("ip", "route", "add", "default", "via", f"10.0.{number}.1")
-        if netns is not client:
-            netns.listen(8080)
-    director.sh("ip link add name kube-ipvs0 type dummy; ip address add 10.96.0.10/32 dev kube-ipvs0")
-    services = director.inside(program)
-    answers = [client.run("curl", "-s", "--max-time", "10", "http://10.96.0.10/").stdout for _ in range(20)]
-    print(json.dumps({"services": services, "answers": answers}))
-"""
+echo from the guest > note; cat; echo to standard error >&2
+k8snet() { python=$1; shift; "$python" -m k8snet.cli "$@"; }
+k8snet "$0" sandbox --vm -- sh -c 'echo inside again; exit 3' || echo $?
+trap 'echo interrupted; exit 9' INT; echo up; while :; do sleep 0.1; done"""
 
 
 @pytest.fixture(scope="session")
 def prepared() -> image.Image:
     """The image, made now if it is not there."""
     try:
-        machine.qemu()
-        try:
-            return image.find()
-        except CapabilityMissing:
-            return image.prepare(lambda _: None, launch.check)
+        return launch.prepared(lambda _: None)
     except (CapabilityMissing, ProgramMissing) as missing:
         pytest.skip(f"no virtual machine here: {missing}")
 
@@ -87,53 +64,68 @@ def owner(identity: Identity, folder: Path, mark: str, prepared: image.Image) ->
     return identity
 
 
-def in_vm(owner: Identity, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command in a guest of this user's."""
-    return subprocess.run(
-        owner.python_with("-c", RUN_IN_VM, *command), input=stdin, env=owner.environment,
-        cwd=owner.environment["K8SNET_WORKDIR"], capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-
-
-def test_a_guest_gives_a_command_its_streams_and_the_working_copy_and_nothing_else(
+def test_a_command_in_a_guest_has_its_streams_its_folder_and_its_interrupts_and_nothing_else(
     owner: Identity, folder: Path, mark: str
 ) -> None:
-    """No network card, no root, a read-only machine below; and the exit code comes back."""
-    done = in_vm(owner, "sh", "-c", LOOK, str(folder / mark / "note"), stdin="through\n")
-    assert (done.returncode, done.stderr) == (7, "to standard error\n")
-    assert done.stdout.split("\n")[:-1] == ["1000", "lo", "kept nowhere", "through"]
+    """No network card, no root, the machine below read-only; sandboxes in it; Ctrl-C and the exit code come through."""
+    words = owner.python_with("-m", "k8snet.cli", "sandbox", "--vm", "--", "sh", "-c", LOOK, owner.python)
+    running = subprocess.Popen(
+        words, env=owner.environment, cwd=folder / mark, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stdin
+    assert running.stdout
+    assert running.stderr
+    running.stdin.write("through\n")
+    running.stdin.close()
+    said = []
+    while line := running.stdout.readline():
+        said.append(line.strip())
+        if said[-1] == "up":
+            running.send_signal(signal.SIGINT)
+    assert (running.wait(), running.stderr.read()) == (9, "to standard error\n")
+    assert said == ["1000", "lo", "kept nowhere", "through", "inside again", "3", "up", "interrupted"]
     assert (folder / mark / "note").read_text() == "from the guest\n"
     assert not Path("/etc/k8snet-test").exists()
+    assert eventually(lambda: not processes(mark)), processes(mark)
 
 
-def test_ipvs_balances_a_virtual_server_over_two_real_ones_in_a_lab(owner: Identity, folder: Path, mark: str) -> None:
-    """This is what the guest is for: each of 20 connections goes to the other server."""
-    script = folder / mark / "ipvs.py"
-    script.write_text(IPVS)
-    done = in_vm(owner, owner.python, str(script))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["services"] == 1
-    turns = ["one" if "one" in answer else "two" for answer in found["answers"] if "one" in answer or "two" in answer]
-    assert turns in (["one", "two"] * 10, ["two", "one"] * 10), found["answers"]
+PODS = """
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+ "spec": {"containers": [{"name": "nginx", "image": "nginx", "ports": [{"containerPort": 80}]}]}}
+"""
 
 
-def test_papermill_executes_a_notebook_in_a_guest(owner: Identity, folder: Path, mark: str) -> None:
-    """As `k8snet run` does, with the kernelspec k8snet-vm."""
-    cells = [
-        nbformat.v4.new_code_cell("import platform, os\nx = platform.release(), os.environ['K8SNET_SANDBOX']"),
-        nbformat.v4.new_code_cell("print(*x)"),
-    ]
-    source, target = folder / mark / "in.ipynb", folder / mark / "out.ipynb"
-    spec = {"name": "k8snet-vm", "display_name": "k8snet-vm", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), source)
-    code = "import sys, papermill; papermill.execute_notebook(*sys.argv[1:], progress_bar=False, start_timeout=180)"
-    done = subprocess.run(
-        owner.python_with("-c", code, str(source), str(target)), env=owner.environment, cwd="/tmp",
-        capture_output=True, text=True, timeout=280, check=False,
+@WITHOUT_ROOT
+def test_the_shell_of_a_cluster_in_a_guest_has_the_terminal(owner: Identity, folder: Path, mark: str) -> None:
+    """Keys, Ctrl-C and the size of the window travel, `k8snet get` works, and the terminal is left as it was."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (31, 97))
+    before = termios.tcgetattr(theirs)
+    (folder / mark / "pods.yaml").write_text(PODS)
+    running = subprocess.Popen(
+        owner.python_with("-m", "k8snet.cli", "up", "--vm", "-f", "pods.yaml"), env=owner.environment,
+        cwd=folder / mark, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert nbformat.read(target, as_version=4).cells[1].outputs[0].text == f"{image.find().release} 1\n"
+    said = b""
+
+    def until(*texts: bytes) -> None:
+        nonlocal said
+        while not all(text in said for text in texts):
+            assert running.poll() is None, said.decode(errors="replace")
+            said += os.read(ours, 65536)
+
+    until(b"nothing stays")
+    os.write(ours, b"stty size; sleep 200\n")
+    until(b"31 97")
+    os.write(ours, b"\x03")
+    until(b"^C")
+    os.write(ours, f"{owner.python} -m k8snet.cli get pods -o name; exit 6\n".encode())
+    until(b"pod/web")
+    assert running.wait() == 6
+    assert termios.tcgetattr(theirs) == before
+    os.close(theirs)
+    os.close(ours)
     assert eventually(lambda: not processes(mark)), processes(mark)
 
 
@@ -147,7 +139,7 @@ def play(owner: Identity, folder: Path, mark: str) -> Play:
     def body(scenario: str) -> dict[str, object]:
         done = subprocess.run(
             owner.python_with(str(SESSION), scenario, str(folder), mark), env=owner.environment, cwd="/tmp",
-            capture_output=True, text=True, timeout=280, check=False,
+            capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
         assert done.stdout, done.stderr
         found: dict[str, object] = json.loads(done.stdout)
@@ -156,20 +148,22 @@ def play(owner: Identity, folder: Path, mark: str) -> Play:
     return body
 
 
-def test_interrupts_restart_and_shutdown_work_as_in_any_kernel(play: Play, mark: str) -> None:
-    """Interrupts travel as messages; a loop of Python, a sleep and a program obey them."""
-    found = play("interrupt")
+@WITHOUT_ROOT
+def test_a_kernel_in_a_guest_has_ipvs_and_is_interrupted_restarted_and_ended(play: Play, mark: str) -> None:
+    """IPVS in a lab is what the guest is for; a loop of Python, a sleep and a program obey interrupts."""
+    found = play("life")
+    turns = str(found["ipvs"]).split()
+    assert turns in (["one", "two"] * 5, ["two", "one"] * 5), found["ipvs"]
     for name, output in dict(found["ends"]).items():  # type: ignore[call-overload]
         assert "KeyboardInterrupt" in output, name
-    assert (found["after"], found["restarted"]) == ("alive\n", "False\n")
+    assert (found["after"], found["restarted"], found["noticed"]) == ("alive\n", "False\n", True)
     assert eventually(lambda: not processes(mark)), processes(mark)
 
 
-@pytest.mark.parametrize("victim", ["qemu", "launcher", "server"])
-def test_sigkill_of_any_part_leaves_no_process(play: Play, mark: str, victim: str) -> None:
-    """QEMU dies with its launcher, the launcher with Jupyter, and the kernel's end is noticed."""
-    found = play(victim)
-    assert found.get("noticed", True)
+@pytest.mark.parametrize("victim", ["launcher", "server"])
+def test_sigkill_of_what_started_a_guest_ends_it(play: Play, mark: str, victim: str) -> None:
+    """QEMU dies with its launcher, and the launcher with Jupyter."""
+    play(victim)
     assert eventually(lambda: not processes(mark)), processes(mark)
 
 
@@ -202,14 +196,6 @@ def test_without_a_prepared_guest_the_run_does_not_begin_and_says_what_to_do(
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("said", ["", "much", "-1", "255"])
-def test_memory_that_is_no_number_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU's own message would come from inside a kernelspec's log."""
-    monkeypatch.setenv("K8SNET_VM_MEMORY", said)
-    with pytest.raises(InvalidInput, match="K8SNET_VM_MEMORY"):
-        machine.memory_mb()
-
-
 def test_an_image_that_does_not_boot_is_not_kept(prepared: image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole or not at all: what was there before stays, and the reason is what the guest printed."""
     before = sorted(path.name for path in image.folder().iterdir())
@@ -225,19 +211,42 @@ def test_an_image_that_does_not_boot_is_not_kept(prepared: image.Image, monkeypa
     assert sorted(path.name for path in image.folder().iterdir()) == before
 
 
-FEW_IDS = ("unshare", "--user", "--map-root-user", "--")
-FORBID = ("sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "sh", "setpriv", "--no-new-privs", "--")
-RUN = "import sys; from k8snet.jupyter.runner import run_chapters as run; from pathlib import Path; "
-RUN += "sys.exit(run([], output=None, jobs=1, source=Path(sys.argv[1])))"
+# -- as on a public Binder -------------------------------------------------------------
+
+ALL_CHAPTERS = "K8SNET_TEST_BINDER"  # also runs 09 there, which takes minutes
+BINDER = (  # an enclosing namespace without user namespaces, capabilities and KVM
+    "unshare", "--user", "--map-current-user", "--keep-caps", "--mount", "--", "sh", "-c",
+    """set -e; test ! -e /dev/kvm || mount --bind /dev/null /dev/kvm; echo 0 > /proc/sys/user/max_user_namespaces
+    exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --ambient-caps=-all -- "$@" """, "sh",
+)  # fmt: skip
+ARGV = "from jupyter_client.kernelspec import get_kernel_spec as s; print(*s('k8snet').argv)"
 
 
-def test_where_user_namespaces_are_forbidden_chapters_run_in_a_guest(owner: Identity, folder: Path, mark: str) -> None:
-    """As on some public Binders: no privileges, no namespaces; the lab of the chapter works all the same."""
-    chapter(folder / mark, "from k8snet import Lab\nwith Lab() as lab:\n    lab.netns('a').run('true')")
-    words = [*owner.before, *FEW_IDS, *FORBID, owner.python, "-c", RUN, str(folder / mark)]
-    done = subprocess.run(
-        words, env=owner.environment, cwd="/tmp", capture_output=True, text=True, timeout=280, check=False
-    )
-    assert "01-small runs in a virtual machine (k8snet-vm): user namespaces are forbidden here" in done.stdout
-    assert "01-small: 1 cells" in done.stdout
+@WITHOUT_ROOT
+def test_where_a_binder_forbids_user_namespaces_everything_goes_on_in_the_guest(
+    owner: Identity, folder: Path, mark: str
+) -> None:
+    """No namespaces, no KVM: doctor says so, `k8snet run` chooses the guest, and so does the kernelspec k8snet."""
+
+    def on_binder(*words: str) -> subprocess.CompletedProcess[str]:
+        whole = [*owner.before, *BINDER, *words]
+        return subprocess.run(whole, env=owner.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    me = folder / mark / "k8snet"
+    me.write_text(f'#!/bin/sh\nexec {owner.python} -m k8snet.cli "$@"\n')
+    me.chmod(0o755)
+    owner.environment["PATH"] = f"{me.parent}:{os.environ['PATH']}"
+    findings = {one["ability"]: one for one in json.loads(on_binder("k8snet", "doctor", "--json").stdout)["findings"]}
+    assert [findings[name]["ok"] for name in ("user namespaces", "/dev/kvm", "virtual machine")] == [False, False, True]
+    assert "every chapter runs in the virtual machine" in on_binder("k8snet", "doctor").stdout
+    owner.environment.pop("JUPYTER_PATH")
+    started = on_binder("binder/start", owner.python, "-c", ARGV)
+    assert "k8snet.jupyter.vm.launch" in started.stdout, started.stderr
+    owner.environment["JUPYTER_PATH"] = str(folder / "share/jupyter")
+    chapters = ["02", "09"] if os.environ.get(ALL_CHAPTERS) else ["02"]
+    done = on_binder("k8snet", "run", *chapters)
     assert done.returncode == 0, done.stdout + done.stderr
+    for number in chapters:
+        name = find_chapters([number])[0].name
+        assert f"{name} runs in a virtual machine (k8snet-vm): user namespaces are forbidden here" in done.stdout
+    assert eventually(lambda: not processes(mark)), processes(mark)

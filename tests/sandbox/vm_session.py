@@ -22,6 +22,29 @@ LONG = {
     "program": "import subprocess; subprocess.run(['sleep', '300'])",
 }
 
+IMPORTS = "from k8snet import End, Lab; from pyroute2 import IPVS, IPVSDest, IPVSService"
+IPVS = """
+def program():
+    with IPVS() as ipvs:
+        service = IPVSService(addr="10.96.0.10", port=80, protocol=6, sched_name="rr")
+        ipvs.service("add", service=service)
+        for number in (1, 2):
+            ipvs.dest("add", service=service, dest=IPVSDest(addr=f"10.0.{number}.2", port=8080, fwd_method=0))
+
+with Lab() as lab:
+    director, client = lab.netns("director", forward=True), lab.netns("client")
+    for number, netns in enumerate((client, lab.netns("one"), lab.netns("two"))):
+        lab.veth(End(netns=director, name=f"eth{number}", address=f"10.0.{number}.1/24"),
+                 End(netns=netns, name="eth0", address=f"10.0.{number}.2/24"))
+        netns.run("ip", "route", "add", "default", "via", f"10.0.{number}.1")
+        if netns is not client:
+            netns.listen(8080)
+    director.sh("ip link add name kube-ipvs0 type dummy; ip address add 10.96.0.10/32 dev kube-ipvs0")
+    director.inside(program)
+    answers = [client.run("curl", "-s", "--max-time", "10", "http://10.96.0.10/").stdout for _ in range(10)]
+    print(*("one" if "one" in answer else "two" if "two" in answer else repr(answer) for answer in answers))
+"""
+
 
 class VmSession(Session):
     """A running kernel in a guest, and a client of it."""
@@ -49,27 +72,26 @@ class VmSession(Session):
         return children()[0]
 
 
-def interrupt(session: VmSession) -> dict[str, object]:
-    """Interrupt cells that would not end, restart the kernel, and shut it down."""
+def whole_life(session: VmSession) -> dict[str, object]:
+    """Use IPVS, interrupt cells that would not end, restart the kernel, and kill its machine."""
     session.wait()
+    session.run(IMPORTS)
+    ipvs = session.run(IPVS)[0]
     ends = {name: session.run(code, interrupt_after=1.0)[0] for name, code in LONG.items()}
     after = session.run("x = 1; print('alive')")[0]
     session.manager.restart_kernel()
     session.client.wait_for_ready(timeout=BOOT_S)
     restarted = session.run("print('x' in dir())")[0]
-    session.manager.shutdown_kernel()
-    return {"ends": ends, "after": after, "restarted": restarted}
+    os.kill(session.qemu(), signal.SIGKILL)
+    noticed = eventually(lambda: not session.manager.is_alive(), within=30)
+    return {"ipvs": ipvs, "ends": ends, "after": after, "restarted": restarted, "noticed": noticed}
 
 
 def main(scenario: str, folder: Path, mark: str) -> dict[str, object]:
     """Play one scenario."""
     session = VmSession(folder, mark)
-    if scenario == "interrupt":
-        return interrupt(session)
-    if scenario == "qemu":
-        session.wait()
-        os.kill(session.qemu(), signal.SIGKILL)
-        return {"noticed": eventually(lambda: not session.manager.is_alive(), within=30)}
+    if scenario == "life":
+        return whole_life(session)
     session.qemu()
     sys.stdout.write("{}")
     sys.stdout.flush()

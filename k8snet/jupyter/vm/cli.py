@@ -19,21 +19,19 @@ def prepare(
     *, again: Annotated[bool, typer.Option("--again", help="Make it anew, as after an upgrade.")] = False
 ) -> None:
     """Fetch a kernel, once, and boot it to see that it works; nothing is installed, and no root is needed."""
-    from k8snet.errors import CapabilityMissing
     from k8snet.jupyter.vm import image, launch, machine
 
-    machine.qemu()
-    if not again:
-        try:
-            typer.echo(f"prepared already: Linux {image.find().release}")
-        except CapabilityMissing:
-            pass
-        else:
-            return
+    def say(line: str) -> None:
+        said.append(line)
+        typer.echo(line, err=True)
+
+    said: list[str] = []
     begun = time.monotonic()
-    made = image.prepare(lambda line: typer.echo(line, err=True), launch.check)
+    machine.qemu()
+    made = image.prepare(say, launch.check) if again else launch.prepared(say)
+    when = f"in {time.monotonic() - begun:.0f} s" if said else "already"
     how = "with KVM" if made.accelerator == "kvm" else "by emulation"
-    typer.echo(f"prepared in {time.monotonic() - begun:.0f} s: Linux {made.release}, {how}")
+    typer.echo(f"prepared {when}: Linux {made.release}, {how}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -36,6 +37,7 @@ AS_USER = (
     "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--bounding-set=-setuid,-setgid",
     f"--inh-caps={KEPT}", f"--ambient-caps={KEPT}", "--securebits=+no_setuid_fixup", "--",
 )  # fmt: skip
+OPEN_FILES = 1 << 20  # as in a sandbox (sandbox.OPEN_FILES)
 RETRY_S = 0.05  # between two attempts to reach a port that ipykernel has not opened yet
 
 
@@ -205,6 +207,7 @@ class Guest:
         self.mux.opened = self.opened
         self.waiting: dict[int, int] = {}  # channels whose port does not listen yet
         self.child: subprocess.Popen[bytes] | None = None
+        self.terminal = -1  # the command's, if it has one
         children, wakeup = os.pipe()
         os.set_blocking(children, False)
         os.set_blocking(wakeup, False)
@@ -217,6 +220,13 @@ class Guest:
         """Do what the host says."""
         if "plan" in what:
             self.start(what["plan"])
+        if "signal" in what and self.child:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, what["signal"])
+        if "size" in what and self.terminal >= 0:
+            import termios
+
+            termios.tcsetwinsize(self.terminal, what["size"])
 
     def start(self, plan: dict[str, Any]) -> None:
         """Start the command: with the host's time, environment and folder."""
@@ -236,14 +246,14 @@ class Guest:
     ) -> subprocess.Popen[bytes]:
         import termios  # a kernelspec has no terminal
 
-        terminal, slave = os.openpty()
+        self.terminal, slave = os.openpty()
         os.fchown(slave, int(USER), int(USER))
         termios.tcsetwinsize(slave, (size[0], size[1]))
         child = subprocess.Popen(words, preexec_fn=lambda: os.login_tty(slave), **options)  # one thread
         os.close(slave)
-        os.set_blocking(terminal, False)
-        self.mux.streams[INPUT] = Stream(sink=os.dup(terminal))
-        self.mux.streams[OUTPUT] = Stream(source=terminal)
+        os.set_blocking(self.terminal, False)
+        self.mux.streams[INPUT] = Stream(sink=os.dup(self.terminal))
+        self.mux.streams[OUTPUT] = Stream(source=os.dup(self.terminal))
         return child
 
     def _start_with_pipes(self, words: list[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -301,6 +311,7 @@ class Guest:
 def main() -> None:
     """Serve the host until it is gone; process 1 never returns."""
     MARK.touch()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     port = next(Path("/dev").glob("vport*p1"))
     guest = Guest(os.open(port, os.O_RDWR | os.O_NONBLOCK))
     guest.mux.tell(ready=True)

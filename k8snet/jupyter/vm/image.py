@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import functools
 import json
 import lzma
 import platform
@@ -16,7 +17,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,15 @@ from k8snet.errors import CapabilityMissing, CommandFailed
 from k8snet.linux import run as programs
 from k8snet.sandbox import state_folder
 
-__all__ = ["Image", "clean", "find", "folder", "prepare"]
+__all__ = ["Image", "clean", "find", "folder", "kernel_packages", "metapackage", "prepare"]
 
 Say = Callable[[str], None]
 Check = Callable[["Image"], str]
 
-FORMAT = "2"  # of an image; what an older k8snet made is not used
+FORMAT = "3"  # of an image; what an older k8snet made is not used
 BUSYBOX = "busybox-static"
-METAPACKAGES = ("linux-image-amd64", "linux-image-generic")  # Debian's, Ubuntu's
-OF_A_KERNEL = re.compile(r"linux-(?:image|modules|modules-extra)-\d\S*")
+METAPACKAGES = {"debian": "linux-image-amd64", "ubuntu": "linux-image-generic"}
+OF_A_KERNEL = re.compile(r"linux-(?:image|modules|modules-extra)-\d\S*(?<!-unsigned)")
 ONLY_DEPENDS = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
 DOWNLOAD_S = 1800.0
 
@@ -76,6 +77,11 @@ for number in 0 1 2 3 4 5 6 7; do
     [ -n "$path" ] || break
     $b mkdir -p ".$path"
     share share$number ".$path" cache=mmap,nosuid || exit 1
+done
+for number in 0 1 2 3; do
+    eval path=\\$CODE$number
+    [ -n "$path" ] || break
+    $b mount -o bind "/host$path" ".$path" || exit 1
 done
 $b chroot . "$IMAGE/modprobe" -qa {" ".join(AT_START)}
 exec $b switch_root /new "$PYTHON" -I -S "$GUEST"
@@ -171,18 +177,17 @@ def _locked() -> Iterator[None]:
 def _make(new: Path, source: Path, say: Say) -> str:
     """Fill the folder *new*, and return the release of its kernel."""
     release = platform.release()
-    say("1 of 5: fetching busybox")
-    apt = _apt(source, say)
-    _fetch(source, [BUSYBOX], apt)
-    shutil.copy(next(source.glob("**/bin/busybox")), new / "busybox")  # /usr may be merged
+    apt = functools.cache(lambda: _apt(source, say))
+    say("1 of 5: finding a busybox")
+    shutil.copy(_own_busybox() or _busybox(source, apt()), new / "busybox")
     (new / "modprobe").symlink_to("busybox")
     if _is_complete(Path("/"), release):
         say(f"2 of 5: taking this machine's own Linux {release}")
         source = Path("/")
     else:
-        packages = _kernel_packages(apt)
+        packages = _kernel_packages(apt())
         say(f"2 of 5: fetching {', '.join(packages)} (70 MB or more)")
-        _fetch(source, packages, apt)
+        _fetch(source, packages, apt())
         release = next(source.glob("boot/vmlinuz-*")).name.removeprefix("vmlinuz-")
         if not _is_complete(source, release):
             raise CapabilityMissing(f"the packages {', '.join(packages)} have not all of: {', '.join(BOOT)}")
@@ -198,6 +203,17 @@ def _make(new: Path, source: Path, say: Say) -> str:
 # -- packages --------------------------------------------------------------------------
 
 
+def _own_busybox() -> Path | None:
+    """Return this machine's busybox, if it needs no library."""
+    found = Path(shutil.which("busybox") or "/")
+    return found if found.is_file() and b"/ld-" not in found.read_bytes()[:4096] else None
+
+
+def _busybox(source: Path, apt: list[str]) -> Path:
+    _fetch(source, [BUSYBOX], apt)
+    return next(source.glob("**/bin/busybox"))  # /usr may be merged
+
+
 def _apt(source: Path, say: Say) -> list[str]:
     """Return the options with which apt knows packages: none, or lists of our own where the machine's are empty."""
     if programs.run(["apt-cache", "show", BUSYBOX], check=False).ok:
@@ -210,13 +226,37 @@ def _apt(source: Path, say: Say) -> list[str]:
     return options
 
 
+def metapackage(distribution: Mapping[str, str]) -> str:
+    """Return the package that depends on a distribution's newest kernel and all of its modules.
+
+    Args:
+        distribution: what /etc/os-release says there.
+
+    Raises:
+        CapabilityMissing: it is not Debian, not Ubuntu, and not made of one of them.
+    """
+    for name in (distribution.get("ID", ""), *distribution.get("ID_LIKE", "").split()):  # the nearest relative first
+        if name in METAPACKAGES:
+            return METAPACKAGES[name]
+    name = distribution.get("PRETTY_NAME", "this system")
+    raise CapabilityMissing(f"a kernel for the virtual machine comes from Debian or Ubuntu, and {name} is neither")
+
+
+def kernel_packages(told: str) -> list[str]:
+    """Return which packages are a kernel and its modules, of all that `apt-cache depends --recurse` lists."""
+    return sorted({line for line in told.splitlines() if OF_A_KERNEL.fullmatch(line)})
+
+
 def _kernel_packages(apt: list[str]) -> list[str]:
+    try:
+        name = metapackage(platform.freedesktop_os_release())
+    except OSError:  # no such file
+        name = metapackage({})
     options = [*apt, *(f"--no-{kind}" for kind in ONLY_DEPENDS)]
-    for name in METAPACKAGES:
-        told = programs.run(["apt-cache", "depends", "--recurse", *options, name], check=False)
-        if found := sorted({line for line in told.stdout.splitlines() if OF_A_KERNEL.fullmatch(line)}):
-            return found
-    raise CapabilityMissing(f"apt knows no package {' or '.join(METAPACKAGES)}. Try: sudo apt-get update")
+    told = programs.run(["apt-cache", "depends", "--recurse", *options, name], check=False)
+    if found := kernel_packages(told.stdout):
+        return found
+    raise CapabilityMissing(f"apt knows no package {name}. Try: sudo apt-get update")
 
 
 def _fetch(source: Path, packages: list[str], apt: list[str]) -> None:

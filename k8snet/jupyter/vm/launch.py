@@ -12,14 +12,14 @@ import socket
 import sys
 import termios
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from k8snet.errors import InvalidInput, K8snetError
+from k8snet.errors import CapabilityMissing, InvalidInput, K8snetError
 from k8snet.jupyter.launch import QUIET
 from k8snet.jupyter.vm import image, machine
 
-__all__ = ["check", "main", "run_in_vm"]
+__all__ = ["check", "main", "prepared", "run_in_vm"]
 
 KVM_BOOT_S = 20.0  # seconds after which KVM counts as one that does not work
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -37,11 +37,9 @@ def main(arguments: list[str]) -> int:
                 writable=machine.writable_folders(Path(home) if home else None),
                 files={str(file): file.read_text()},
             )
-            with Path(os.devnull).open() as nothing:
-                streams = (nothing.fileno(), 1, 2)
-                return machine.run(
-                    plan, image.find(), listeners=listeners, watched=_owners(), streams=streams
-                )
+            return machine.run(
+                plan, image.find(), listeners=listeners, watched=_owners(), streams=_without_input()
+            )
         except (K8snetError, OSError) as error:
             sys.stderr.write(f"k8snet: {error}\n")
             return 1
@@ -57,14 +55,32 @@ def run_in_vm(command: Sequence[str], *, working_copy: Path | None = None) -> in
         ProgramMissing: QEMU is not installed.
         SandboxFailed: the guest did not start.
     """
-    has_terminal = os.isatty(0) and os.isatty(1)
-    size = os.get_terminal_size(1) if has_terminal else None
+    found = image.find()
+    has_terminal = all(map(os.isatty, (0, 1, 2)))
     plan = machine.Plan(
         command=command, writable=machine.writable_folders(working_copy),
-        size=(size.lines, size.columns) if size else None,
+        size=machine.terminal_size() if has_terminal else None,
     )  # fmt: skip
-    with _signals_end_us(), _raw_terminal() if has_terminal else contextlib.nullcontext():
-        return machine.run(plan, image.find())
+    with contextlib.ExitStack() as stack, _signals_end_us(), _signals_heard(has_terminal) as signals:
+        return machine.run(
+            plan, found, signals=signals,
+            started=lambda: stack.enter_context(_raw_terminal()) if has_terminal else None,
+        )  # fmt: skip
+
+
+def prepared(say: Callable[[str], None]) -> image.Image:
+    """Return the image, made now where there is none.
+
+    Raises:
+        CapabilityMissing: no kernel can be had here.
+        ProgramMissing: QEMU is not installed.
+        K8snetError: the image does not boot.
+    """
+    machine.qemu()
+    try:
+        return image.find()
+    except CapabilityMissing:
+        return image.prepare(say, check)
 
 
 def check(new: image.Image) -> str:
@@ -74,13 +90,17 @@ def check(new: image.Image) -> str:
         SandboxFailed: it boots with neither; the message has the end of what it printed.
     """
     plan = machine.Plan(command=[sys.executable, "-I", "-S", "-c", "import socket"], writable=())
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if machine.has_kvm():
         with contextlib.suppress(K8snetError):
-            if machine.run(plan, new, accelerator="kvm", boot_s=KVM_BOOT_S) == 0:
+            if machine.run(plan, new, accelerator="kvm", boot_s=KVM_BOOT_S, streams=_without_input()) == 0:
                 return "kvm"
-    if code := machine.run(plan, new, accelerator="tcg"):
+    if code := machine.run(plan, new, accelerator="tcg", streams=_without_input()):
         raise K8snetError(f"the guest boots, but {sys.executable} ends with {code} in it")
     return "tcg"
+
+
+def _without_input() -> tuple[int, int, int]:
+    return os.open(os.devnull, os.O_RDONLY), 1, 2  # closed when it is read to its end
 
 
 def _listen(file: Path) -> Iterator[socket.socket]:
@@ -114,6 +134,22 @@ def _signals_end_us() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     yield
+
+
+@contextlib.contextmanager
+def _signals_heard(has_terminal: bool) -> Iterator[int]:
+    """Yield an open file that says when the guest has to hear of Ctrl-C, or of another size of the terminal."""
+    heard, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    for number in (signal.SIGINT, *([signal.SIGWINCH] if has_terminal else [])):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    try:
+        yield heard
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(heard)
+        os.close(wakeup)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,13 +24,18 @@ from k8snet.errors import InvalidInput, ProgramMissing, SandboxFailed, Timeout
 from k8snet.jupyter.vm import guest
 from k8snet.jupyter.vm.image import Image
 
-__all__ = ["INSTALL", "Plan", "arguments", "memory_mb", "qemu", "run", "writable_folders"]
+__all__ = [
+    "INSTALL", "Plan", "arguments", "at_once", "code_within", "has_kvm", "memory_mb", "qemu", "run", "terminal_size",
+    "writable_folders",
+]  # fmt: skip
 
 QEMU = "qemu-system-x86_64"
 INSTALL = "sudo apt-get install --no-install-recommends qemu-system-x86"
 MEMORY = "K8SNET_VM_MEMORY"
 BOOT_S = 120.0  # seconds; two under emulation on an idle laptop
 DRAIN_S = 2.0  # seconds for our clients to take the last words of the command
+TRANSLATED_MB = 256  # MB of code that emulation keeps; QEMU's own choice is up to 1024, too much for a Binder
+OVERHEAD_MB = TRANSLATED_MB + 150  # MB of QEMU itself
 LAST_LINES = 25
 MACHINE = "q35,usb=off,sata=off,smbus=off,vmport=off,smm=off"  # a microvm has no clock but TSC: 1 boot of 6 hung
 LINUX = "quiet loglevel=3 panic=-1 mitigations=off tsc=reliable random.trust_cpu=on console=ttyS0"
@@ -47,10 +53,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the guest is told."""
-        environment = {**sandbox.environment(), "TMPDIR": "/tmp", "IPYTHONDIR": "/tmp/ipython"}  # noqa: S108  # the guest's own
+        own = {sandbox.GUEST: "1", "TMPDIR": "/tmp", "IPYTHONDIR": "/tmp/ipython"}  # noqa: S108  # the guest's /tmp
         return {
             "command": list(self.command), "files": self.files, "size": self.size, "time": time.time(),
-            "environment": environment, "folder": str(Path.cwd()),
+            "environment": {**sandbox.environment(), **own}, "folder": str(Path.cwd()),
         }  # fmt: skip
 
 
@@ -65,6 +71,12 @@ def qemu() -> str:
     raise ProgramMissing(f"`{QEMU}` is not installed. Debian, Ubuntu: {INSTALL}")
 
 
+def terminal_size() -> tuple[int, int]:
+    """Return rows and columns of the terminal that is our standard output."""
+    size = os.get_terminal_size(1)
+    return size.lines, size.columns
+
+
 def memory_mb() -> int:
     """Return the memory of a guest: $K8SNET_VM_MEMORY, or 512 MB.
 
@@ -77,10 +89,45 @@ def memory_mb() -> int:
     return int(said)
 
 
+def at_once() -> int:
+    """Return how many guests the memory of this machine, or of our container, has room for; one at least."""
+    free = [int(line.split()[1]) >> 10 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    with contextlib.suppress(ValueError, IndexError):  # no such group, or "max"
+        most, used = (int(_lines(f"/sys/fs/cgroup/memory.{name}")[0]) >> 20 for name in ("max", "current"))
+        free.append(most - used)
+    return max(1, min(free) // (memory_mb() + OVERHEAD_MB))
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def has_kvm() -> bool:
+    """Tell whether /dev/kvm is there for us; a guest may still not boot on it."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
 def writable_folders(working_copy: Path | None = None) -> list[Path]:
     """Return what a guest shares: what a sandbox may write, but for /tmp, which is the guest's own."""
     folders = {path for path in sandbox.writable_folders(working_copy) if path != Path("/tmp")}  # noqa: S108
     return sorted(folders, key=lambda path: len(path.parts))  # the outer ones are mounted first
+
+
+def code_within(writable: Sequence[Path]) -> list[Path]:
+    """Return which folders of Python code lie in shared ones.
+
+    The guest sees them read-only and caches them; else each module of an import asks the host
+    a dozen times, and `k8snet --help` takes 30 s instead of 3.
+    """
+    code = {Path(sys.prefix).resolve(), Path(sandbox.__file__).resolve().parent}
+    return sorted(
+        folder for folder in code
+        if any(folder.is_relative_to(path) and folder != path for path in writable)
+        and not any(path.is_relative_to(folder) for path in writable)
+    )  # fmt: skip
 
 
 def arguments(image: Image, writable: Sequence[Path], *, stream: int, accelerator: str, memory: int) -> list[str]:
@@ -96,11 +143,13 @@ def arguments(image: Image, writable: Sequence[Path], *, stream: int, accelerato
     """
     told = {"IMAGE": image.folder, "PYTHON": sys.executable, "GUEST": Path(guest.__file__).resolve()}
     told |= {f"SHARE{number}": path for number, path in enumerate(writable)}
+    told |= {f"CODE{number}": path for number, path in enumerate(code_within(writable))}
     if bad := [str(path) for path in told.values() if '"' in str(path)]:
         raise InvalidInput(f"a virtual machine cannot be told of {bad[0]}: it has a quotation mark in its name")
+    emulation = f",tb-size={TRANSLATED_MB}" if accelerator == "tcg" else ""
     linux = " ".join([LINUX, *(f'{name}="{path}"' for name, path in told.items())])
     words = [
-        qemu(), "-machine", MACHINE, "-accel", accelerator, "-cpu", "max", "-m", str(memory),
+        qemu(), "-machine", MACHINE, "-accel", accelerator + emulation, "-cpu", "max", "-m", str(memory),
         "-smp", str(min(os.cpu_count() or 1, 2)), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-sandbox", NOT_FOR_QEMU, "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", linux,
         "-serial", "stdio", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
@@ -117,24 +166,30 @@ def arguments(image: Image, writable: Sequence[Path], *, stream: int, accelerato
 
 def run(
     plan: Plan, image: Image, *, listeners: Sequence[socket.socket] = (), watched: Sequence[int] = (),
-    accelerator: str = "", boot_s: float = BOOT_S, streams: Sequence[int] = (0, 1, 2),
+    accelerator: str = "", boot_s: float = BOOT_S, streams: Sequence[int] = (0, 1, 2), signals: int = -1,
+    started: Callable[[], object] = lambda: None,
 ) -> int:  # fmt: skip
     """Run the command of *plan* in a new guest, and return its exit code; 128 + the number of a signal.
 
     Args:
         listeners: sockets here whose clients are connected to the same port of the guest.
         watched: open files; the guest is ended when one of them can be read.
-        accelerator: kvm or tcg, instead of what worked when the image was prepared.
+        accelerator: kvm or tcg, instead of what worked when the image was prepared and is here now.
         boot_s: seconds that the guest may take to start.
         streams: open files for the command's input, output and errors.
+        signals: an open file with the number of each signal that came to us (signal.set_wakeup_fd).
+        started: is called when the guest has started.
 
     Raises:
         SandboxFailed: the guest did not start, or ended before its command; with the end of what it printed.
         Timeout: the guest did not start within *boot_s*.
     """
-    with _started(plan, image, accelerator or image.accelerator) as (fd, console):
-        host = _Host(fd, plan, streams)
+    accelerator = accelerator or (image.accelerator if has_kvm() else "tcg")
+    with _started(plan, image, accelerator) as (fd, console):
+        host = _Host(fd, plan, streams, started)
         host.listen(listeners)
+        if signals >= 0:
+            host.mux.watched[signals] = lambda: host.hear(signals)
         for one in watched:
             host.mux.watched[one] = host.end
         try:
@@ -175,9 +230,9 @@ def _last_words(console: IO[bytes]) -> str:
 class _Host:
     """Our end: the ports, the standard streams, and what the guest tells."""
 
-    def __init__(self, fd: int, plan: Plan, streams: Sequence[int]) -> None:
+    def __init__(self, fd: int, plan: Plan, streams: Sequence[int], started: Callable[[], object]) -> None:
         self.mux = guest.Mux(fd, told=self.told)
-        self.ready = False
+        self.ready, self.started = False, started
         self.code: int | None = None
         self.channel = guest.ERRORS
         stdin, stdout, stderr = streams
@@ -187,9 +242,21 @@ class _Host:
         self.mux.tell(plan=plan.as_dict())
 
     def told(self, what: dict[str, Any]) -> None:
-        self.ready = True
+        if "ready" in what:
+            self.ready = True
+            self.started()
         if "exit" in what:
             self.code = what["exit"]
+
+    def hear(self, signals: int) -> None:
+        """Pass on an interrupt, and a new size of the terminal."""
+        for number in os.read(signals, 64):
+            if number == signal.SIGINT and not self.ready:
+                self.code = -number
+            elif number == signal.SIGINT:
+                self.mux.tell(signal=number)
+            elif number == signal.SIGWINCH:
+                self.mux.tell(size=terminal_size())
 
     def end(self) -> None:
         """End as if the command had been killed."""

@@ -37,10 +37,10 @@ def reasons(chapters: Sequence[Chapter]) -> dict[str, str]:
 
 
 def _reasons(chapters: Sequence[Chapter]) -> dict[str, str]:
+    if not _sandboxes_work():
+        return {chapter.name: FORBIDDEN for chapter in chapters}
     asking = [chapter for chapter in chapters if chapter.requires]
     lacking = _lacking() if asking else set()
-    if "user namespaces" in lacking or (not asking and not _sandboxes_work()):
-        return {chapter.name: FORBIDDEN for chapter in chapters}
     return {
         chapter.name: f"this Linux lacks {', '.join(names)}"
         for chapter in asking
