@@ -1,10 +1,11 @@
 """The commands `k8snet rules` and `k8snet why`, in the shell of a cluster: its Services' rules, in words."""
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from k8snet.command_line import AsJson, tell
 
 # What a command needs is imported in it, so that `k8snet --help` starts at once.
 
@@ -12,7 +13,6 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The rules of a Service, read back from a node's kernel.")
 Family = Annotated[str, typer.Option("--family", help="v4 or v6.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ServiceName = Annotated[str, typer.Argument(help="A Service: NAME, or NAMESPACE/NAME.")]
 
 
@@ -26,7 +26,7 @@ def rules(
     as_json: AsJson = False,
 ) -> None:
     """Print the chains of SERVICE in this shell's cluster as a tree, from the hooks of the kernel to the endpoints."""
-    _tell("rules", service=service, node=node, port=port, family=family, as_json=as_json)
+    tell("rules", service=service, node=node, port=port, family=family, as_json=as_json)
 
 
 @app.command()
@@ -43,14 +43,4 @@ def why(
     """Print the rules that a packet FROM somewhere TO a Service passes, why, and what becomes of it."""
     protocol = "udp" if udp else "tcp"
     asked = {"node": node, "protocol": protocol, "all": every, "family": family}
-    _tell("why", source=source, target=target, **asked, as_json=as_json)
-
-
-def _tell(verb: str, **arguments: object) -> None:
-    from k8snet import session
-
-    answer = session.ask(verb, **arguments)
-    if "error" in answer:
-        typer.echo(f"k8snet: {answer['error']}", err=True)
-        sys.exit(int(answer["code"]))
-    typer.echo(answer["out"])
+    tell("why", source=source, target=target, **asked, as_json=as_json)

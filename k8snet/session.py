@@ -130,7 +130,8 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 def _run(command: list[str], path: Path) -> int:
     """Run a command, or a shell, in the foreground of the terminal, and return its exit code."""
-    environment = {**os.environ, LAB: str(path)}
+    ours = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])  # has `k8snet`
+    environment = {**os.environ, LAB: str(path), "PATH": ours}
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to obey
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".bashrc") as rc:

@@ -86,13 +86,15 @@ class NetnsMagics(Magics):
         options = _options(line)
         lab = self._lab(options.lab)
         netns = lab[options.netns]
-        session = Session(netns.fd, commands_of(cell))
+        session = Session(netns.fd, commands_of(cell), resolv=netns.resolv)
         try:
             for number, command in enumerate(session.commands):
                 sys.stdout.write(_prompt(options.netns, command))
                 if ENDS_NETNS.search(command):
                     lab.let_go()
                 code = session.step(options.timeout, sys.stdout.write)
+                if session.last_output(number)[-1:] not in {"", "\n"}:
+                    sys.stdout.write("\n")  # JSON of a plugin ends in the middle of a line; a prompt begins one
                 sys.stdout.flush()
                 if code != 0 and not options.may_fail:
                     session.end(signal.SIGTERM)

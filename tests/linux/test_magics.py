@@ -34,6 +34,10 @@ def test_each_command_is_shown_after_its_prompt_with_its_output_under_it(cell):
     assert cell("a", "echo one\necho two\n") == "a$ echo one\none\na$ echo two\ntwo\n"
 
 
+def test_a_prompt_begins_a_line_of_its_own(cell):
+    assert cell("a", "printf one\ntrue\nprintf two") == "a$ printf one\none\na$ true\na$ printf two\ntwo\n"
+
+
 def test_commands_share_one_shell(cell):
     assert cell("a", "x=5\ncd /tmp\necho $x $PWD").endswith("5 /tmp\n")
 

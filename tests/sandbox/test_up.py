@@ -40,6 +40,21 @@ def test_the_exit_code_is_that_of_the_command_and_standard_output_is_its_own():
     assert "web-1" in done.stderr
 
 
+def test_the_command_k8snet_is_found_where_only_the_virtual_environment_has_it():
+    bare = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = k8snet("up", "-f", SHOP, "--", "k8snet", "get", "nodes", "-o", "name", env=bare)
+    assert (done.returncode, done.stdout.split()) == (0, ["node/node1", "node/node2"]), done.stderr
+
+
+def test_the_rules_of_a_service_are_told_in_the_shell():
+    service = """{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop},
+        spec: {selector: {app: web}, ports: [{port: 80}]}}"""
+    done = in_cluster(f"echo '{service}' | k apply -f - && k rules shop/web && k why shop/client shop/web")
+    assert done.returncode == 0, done.stderr
+    for said in ("KUBE-SVC-", "1 of 3", "DNAT", "10.96.0.20"):
+        assert said in done.stdout, done.stdout
+
+
 def test_the_commands_of_the_shell_work_on_its_cluster():
     done = in_cluster("""
         k get pods -n shop | wc -l
