@@ -6,6 +6,7 @@ The shapes are those of diagram.py, laid out by hand so that each kind of thing 
     rounded box      a pod: name, address, containers; dashed if its interface is down or it is not ready
     double box       a bridge; the wide one is the switch
     solid line       a cable (veth pair): the underlay, below the nodes, or to the right of them
+    dashed line      a cable with an end that is down or has no carrier
     thin line        a pod's cable into its bridge
     dashed arc       a VXLAN tunnel, from FDB entries: the overlay, above the nodes, or to the left;
                      with an arrow where one end alone knows of the other

@@ -381,8 +381,11 @@ class Drawing:
             far_state, far, far_box = places[other]
             names = [place, other, f"{state.name}/{one.master}", f"{far_state.name}/{far.master}"]
             new = "new" in {self.options.mark(state, one), self.options.mark(far_state, far)}
-            points = _straight(box, far_box)
-            yield self.line(points, names, new=new, colour=ACCENT, thick=2.2)
+            points, dead = _straight(box, far_box), {one.state, far.state} != {"up"}
+            look: dict[str, Any] = {"colour": ACCENT, "thick": 2.2}
+            if dead:
+                look = {"colour": LINE, "thick": 1.2, "dash": DASHES["down"]}
+            yield self.line(points, names, new=new, **look)
             for (x, y), end in zip(points, ((state, one), (far_state, far)), strict=True):
                 if end[1].master and (steps := _numbers(self.options.steps(*end))):
                     away = max(points, key=lambda point: abs(point[0] - x) + abs(point[1] - y))

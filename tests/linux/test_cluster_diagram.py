@@ -172,6 +172,18 @@ def test_each_node_has_one_cable_to_the_switch(make):
         assert len([x for x, y in starts if left < x < right and y == bottom]) == 1
 
 
+def test_the_cable_of_a_node_without_power_is_dashed(make):
+    cluster = make(nodes=2)
+
+    def dashed() -> int:
+        lines = root(cluster.diagram()).iter(f"{SVG}path")
+        return sum("--k8s-line" in one.get("style", "") and one.get("stroke-dasharray") == "4 3" for one in lines)
+
+    before = dashed()
+    cluster.power_off("node1")
+    assert dashed() == before + 1
+
+
 def test_what_is_new_is_marked_and_what_is_gone_is_named(make):
     cluster = make(nodes=2, pods=2)
     before = cluster.snapshot()
