@@ -10,6 +10,7 @@ import typer
 
 from k8snet.cluster_cli import app as cluster
 from k8snet.command_line import COMMAND_LAST, AsJson, InVm, in_sandbox, run_inside
+from k8snet.discovery_cli import app as discovery
 from k8snet.errors import K8snetError, NotFound
 from k8snet.jupyter.vm.cli import app as vm
 from k8snet.proxy_cli import app as proxy
@@ -28,6 +29,7 @@ cni = typer.Typer(no_args_is_help=True, help="CNI plugins.")
 app.add_typer(cluster)
 app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
+app.add_typer(discovery)
 app.add_typer(kernelspec, name="kernelspec")
 app.add_typer(proxy, name="proxy")
 app.add_typer(rules)

@@ -7,16 +7,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lightkube.models.batch_v1 import JobSpec
-from lightkube.models.core_v1 import ContainerPort, NodeSelectorRequirement, PodSpec  # noqa: TC002  # models
-from lightkube.models.meta_v1 import LabelSelectorRequirement  # noqa: TC002  # as above
+from lightkube.models.core_v1 import ContainerPort, NodeSelectorRequirement, PodSpec, ServiceSpec  # noqa: TC002  # models
+from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement  # noqa: TC002  # as above
+from lightkube.models.networking_v1 import IPBlock, NetworkPolicyPeer, NetworkPolicyPort  # noqa: TC002  # as above
 from lightkube.resources.core_v1 import Node, Pod, Service
 from lightkube.resources.discovery_v1 import EndpointSlice
+from lightkube.resources.networking_v1 import NetworkPolicy
 
 from k8snet.cluster import objects as o
 from k8snet.cluster.layout import unfit
 from k8snet.cluster.objects import KubeObject, Problem, show
 from k8snet.errors import InvalidAddress
-from k8snet.linux.address import IPAddress, host_address, network
+from k8snet.linux.address import IPAddress, IPNetwork, host_address, network
 
 __all__ = ["problems"]
 
@@ -59,6 +61,8 @@ def problems(obj: KubeObject) -> Iterator[Problem]:
         yield from _service(obj)
     elif isinstance(obj, EndpointSlice):
         yield from _slice(obj)
+    elif isinstance(obj, NetworkPolicy):
+        yield from _policy(obj)
 
 
 def _name(path: str, name: str | None, *, label: bool) -> Iterator[Problem]:
@@ -151,7 +155,7 @@ def _pod_spec(path: str, spec: PodSpec | None, kind: str) -> Iterator[Problem]:
     if spec.restartPolicy is None and kind == "Job":
         yield Problem(f"{path}.restartPolicy", "is missing; the pods of a Job have OnFailure or Never")
     yield from _words(f"{path}.restartPolicy", spec.restartPolicy, _RESTART.get(kind, ("Always",)))
-    yield from _words(f"{path}.dnsPolicy", spec.dnsPolicy, _DNS)
+    yield from _dns(path, spec)
     names: set[str] = set()
     for field, containers in (("containers", spec.containers), ("initContainers", spec.initContainers or [])):
         for index, container in enumerate(containers):
@@ -170,6 +174,26 @@ def _pod_spec(path: str, spec: PodSpec | None, kind: str) -> Iterator[Problem]:
     for index, term in enumerate(required.nodeSelectorTerms if required else ()):
         at = f"{path}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[{index}]"
         yield from _requirements(f"{at}.matchExpressions", term.matchExpressions or [], (*_OPERATORS, "Gt", "Lt"))
+
+
+def _dns(path: str, spec: PodSpec) -> Iterator[Problem]:
+    """Check what a pod is called in DNS, and how it asks DNS."""
+    yield from _words(f"{path}.dnsPolicy", spec.dnsPolicy, _DNS)
+    yield from _name(f"{path}.hostname", spec.hostname, label=True)
+    yield from _name(f"{path}.subdomain", spec.subdomain, label=True)
+    config = spec.dnsConfig
+    servers, searches = (config.nameservers or [], config.searches or []) if config else ([], [])
+    if spec.dnsPolicy == "None" and not servers:
+        yield Problem(f"{path}.dnsConfig.nameservers", "is missing; with dnsPolicy None there is no other")
+    if len(servers) > 3:
+        yield Problem(f"{path}.dnsConfig.nameservers", f"are {len(servers)}; programs ask no more than 3")
+    yield from _addresses(f"{path}.dnsConfig.nameservers", servers)
+    for index, domain in enumerate(searches):
+        if domain != ".":
+            yield from _name(f"{path}.dnsConfig.searches[{index}]", domain.rstrip(".").replace("_", "-"), label=False)
+    for index, option in enumerate((config.options if config else None) or ()):
+        if not option.name or re.search(r"\s", f"{option.name}{option.value or ''}"):
+            yield Problem(f"{path}.dnsConfig.options[{index}]", "has no name, or a space in it; as in: name: ndots")
 
 
 def _ports(path: str, ports: Sequence[ContainerPort], host_network: bool) -> Iterator[Problem]:
@@ -219,6 +243,7 @@ def _service(service: Service) -> Iterator[Problem]:
     for index, family in enumerate(spec.ipFamilies or ()):
         yield from _words(f"spec.ipFamilies[{index}]", family, ("IPv4", "IPv6"))
     yield from _cluster_ips(service)
+    yield from _external_name(spec)
     yield from _service_ports(service)
     for index, address in enumerate(spec.externalIPs or ()):
         yield from _of_family(f"spec.externalIPs[{index}]", address, "")
@@ -240,6 +265,14 @@ def _service(service: Service) -> Iterator[Problem]:
         at = f"status.loadBalancer.ingress[{index}]"
         yield from _of_family(f"{at}.ip", one.ip, "") if one.ip else ()
         yield from _words(f"{at}.ipMode", one.ipMode, ("VIP", "Proxy"))
+
+
+def _external_name(spec: ServiceSpec) -> Iterator[Problem]:
+    if spec.type == "ExternalName":
+        name = (spec.externalName or "").rstrip(".")
+        yield from _name("spec.externalName", name, label=False)
+        if not name:
+            yield Problem("spec.externalName", "is missing; it is the name that the Service stands for")
 
 
 def _cluster_ips(service: Service) -> Iterator[Problem]:
@@ -304,3 +337,83 @@ def _slice(one: EndpointSlice) -> Iterator[Problem]:
         yield from _words(f"ports[{index}].protocol", port.protocol, _PROTOCOLS)
         yield from _number(f"ports[{index}].port", port.port)
         yield from _port_name(f"ports[{index}].name", port.name, names, missing=False)
+
+
+# -- NetworkPolicies -----------------------------------------------------------------------
+
+
+def _policy(policy: NetworkPolicy) -> Iterator[Problem]:
+    spec = policy.spec
+    if spec is None:
+        return
+    yield from _selector("spec.podSelector", spec.podSelector)
+    for index, word in enumerate(spec.policyTypes or ()):
+        yield from _words(f"spec.policyTypes[{index}]", word, ("Ingress", "Egress"))
+        if word in (spec.policyTypes or ())[:index]:
+            yield Problem(f"spec.policyTypes[{index}]", f"{show(word)} is written twice")
+    rules = [(f"spec.ingress[{n}]", "from", one.from_, one.ports) for n, one in enumerate(spec.ingress or ())]
+    rules += [(f"spec.egress[{n}]", "to", one.to, one.ports) for n, one in enumerate(spec.egress or ())]
+    for at, side, peers, ports in rules:
+        for index, peer in enumerate(peers or ()):
+            yield from _peer(f"{at}.{side}[{index}]", peer)
+        for index, port in enumerate(ports or ()):
+            yield from _policy_port(f"{at}.ports[{index}]", port)
+
+
+def _selector(path: str, selector: LabelSelector | None) -> Iterator[Problem]:
+    if selector is None:
+        return
+    yield from _labels(f"{path}.matchLabels", selector.matchLabels)
+    requirements = selector.matchExpressions or []
+    yield from _requirements(f"{path}.matchExpressions", requirements, _OPERATORS)
+    for index, one in enumerate(requirements):
+        at = f"{path}.matchExpressions[{index}]"
+        yield from _labels(f"{at}.key", {one.key: ""})
+        for number, value in enumerate(one.values or ()):
+            yield from (Problem(f"{at}.values[{number}]", p.text) for p in _labels("", {"key": value}))
+
+
+def _peer(path: str, peer: NetworkPolicyPeer) -> Iterator[Problem]:
+    selectors = [one for one in (peer.podSelector, peer.namespaceSelector) if one is not None]
+    if peer.ipBlock and selectors:
+        yield Problem(path, "has an ipBlock and a selector; make two peers of it: either one lets in")
+    elif not peer.ipBlock and not selectors:
+        yield Problem(path, "is no peer; give it a podSelector, a namespaceSelector or an ipBlock")
+    yield from _selector(f"{path}.podSelector", peer.podSelector)
+    yield from _selector(f"{path}.namespaceSelector", peer.namespaceSelector)
+    if peer.ipBlock:
+        yield from _block(f"{path}.ipBlock", peer.ipBlock)
+
+
+def _block(path: str, block: IPBlock) -> Iterator[Problem]:
+    found: list[IPNetwork] = []
+    excepts = ((f"{path}.except[{number}]", one) for number, one in enumerate(block.except_ or ()))
+    texts = [(f"{path}.cidr", block.cidr), *excepts]
+    for at, text in texts:
+        try:
+            one = ipaddress.ip_network(text if "/" in text else "", strict=False)
+        except ValueError:
+            yield Problem(at, f"{show(text)} is not a network; write it as in 10.0.0.0/8 or fd00::/8")
+            continue
+        if at.endswith("cidr"):
+            found.append(one)
+        elif found and not (
+            one != found[0] and one.version == found[0].version and one.subnet_of(found[0])  # type: ignore[arg-type]
+        ):
+            yield Problem(at, f"{text} is not inside {block.cidr}, the block that it is an exception of")
+
+
+def _policy_port(path: str, port: NetworkPolicyPort) -> Iterator[Problem]:
+    yield from _words(f"{path}.protocol", port.protocol, _PROTOCOLS)
+    number, end = port.port, port.endPort
+    if isinstance(number, str):
+        if not _PORT_NAME.fullmatch(number):
+            yield Problem(f"{path}.port", f"{show(number)} is neither a port nor the name of one")
+        if end is not None:
+            yield Problem(f"{path}.endPort", f"{end}: a range begins with a number, and {show(number)} is a name")
+        return
+    yield from _number(f"{path}.port", number)
+    yield from _number(f"{path}.endPort", end)
+    if end is not None and (number is None or end < number):
+        below = "there is no port that the range begins with" if number is None else f"it is below {number}, the port"
+        yield Problem(f"{path}.endPort", f"{end}: {below}")

@@ -13,7 +13,7 @@ from k8snet.cluster import layout, objects, pod_networks
 from k8snet.cluster.fabric import FABRIC, Fabric, port_for
 from k8snet.cluster.manifests import Manifest, load, parse
 from k8snet.cluster.node import BRIDGE, UPLINK, Node
-from k8snet.cluster.pod import Pod, drain
+from k8snet.cluster.pod import Pod, Program, drain
 from k8snet.cluster.specs import check_addresses, check_change, check_new, complete, networks, of_family, pod_document
 from k8snet.cluster.views import Views
 from k8snet.cluster.wiring import WIRINGS, forget
@@ -49,6 +49,8 @@ class Cluster(Views):
     In a notebook `cluster = Cluster(nodes=2)` is enough; a second one of the same name
     closes the first. In a program: `with Cluster(nodes=2) as cluster:`.
     """
+
+    _settled: frozenset[tuple[str, str, str]] = frozenset()  # keys of objects that were there before the last change
 
     def __init__(
         self, nodes: int | Sequence[NodeSpec] = 2, *, name: str = "lab", pod_network: str = "routes",
@@ -86,8 +88,8 @@ class Cluster(Views):
         self.nodes: dict[str, Node] = {}
         self.pods: dict[tuple[str, str], Pod] = {}  # by (namespace, name)
         self.controllers: list[Controller] = []  # told after each change of the pods
-        self.lock = threading.RLock()
-        self.stopped = False
+        self.programs: dict[str, Program] = {}  # by image: what its containers run
+        self.lock, self.stopped = threading.RLock(), False
         self.lab.keep(self)
         try:
             self.fabric = Fabric(self.lab, node_networks)
@@ -158,10 +160,11 @@ class Cluster(Views):
     def stop(self) -> None:
         """Forget what is on disk; called when the lab closes, which ends all else."""
         self.stopped = True
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Where files of its programs are, in the sandbox's own /run."""
         return scratch() / f"cluster-{self.lab.name}"
 
     # -- parts -------------------------------------------------------------------------
@@ -277,7 +280,7 @@ class Cluster(Views):
         netns = self.lab.netns(check_netns_name(layout.short(spec.name)), forward=True)
         node = Node(
             name=spec.name, number=self._free_number(), netns=netns, labels=spec.labels,
-            unschedulable=spec.unschedulable, folder=self._folder / spec.name,
+            unschedulable=spec.unschedulable, folder=self.folder / spec.name,
             addresses={family: of_family(spec.addresses, family) for family in self.ip_families},
             pod_cidrs={family: of_family(spec.pod_cidrs, family) for family in self.ip_families},
         )  # fmt: skip
@@ -406,11 +409,12 @@ class Cluster(Views):
         if plans is None:
             plans = plan(list(self.objects.values()), nodes=self._specs(), placed=self._placed())
         wanted = {(one.namespace, one.name): one for one in plans}
-        self._remove_pods([pod for key, pod in self.pods.items() if key not in wanted or _differs(pod, wanted[key])])
+        self._remove_pods([pod for key, pod in self.pods.items() if key not in wanted or pod.differs(wanted[key])])
         for key, one in wanted.items():
             if key not in self.pods:
                 self._new_pod(one)
         self._start_waiting()
+        self._settled = frozenset(self.objects)
         for controller in self.controllers:
             controller.sync()
 
@@ -426,7 +430,8 @@ class Cluster(Views):
 
     def _new_pod(self, one: PodPlan) -> None:
         node = self.nodes[one.node] if one.node else None
-        pod = Pod(plan=one, node=node, reason=one.reason)
+        told = self._services_of(one, self._settled)
+        pod = Pod(plan=one, node=node, reason=one.reason, programs=self.programs, services=told)
         self.pods[pod.namespace, pod.name] = pod
         if node:
             node.pods[pod.namespace, pod.name] = pod
@@ -492,8 +497,3 @@ def _loaded(source: str | Path | Iterable[Any], *, lenient: bool) -> Manifest:
     if isinstance(source, str | Path):
         return load(source, lenient=lenient)
     raise InvalidInput("apply() takes a file, a folder, the text of a manifest, or a Manifest")
-
-
-def _differs(pod: Pod, wanted: PodPlan) -> bool:
-    """Return whether a pod has to be made anew to be as wanted."""
-    return pod.plan.node != wanted.node or pod.model.to_dict() != wanted.pod.to_dict()

@@ -8,6 +8,7 @@ ports has no server; the command of a manifest is not run.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from k8snet.linux.sockets import callers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from k8snet.cluster.node import Node
     from k8snet.cluster.workloads import PodPlan
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from k8snet.linux.probe import Connect, Fetch, Listener, Ping
     from k8snet.linux.run import Completed
 
-__all__ = ["Container", "Pod", "Port", "drain"]
+__all__ = ["Container", "Pod", "Port", "Program", "drain"]
 
 ECHO_PORTS = (("TCP", 8080), ("UDP", 8080))  # of agnhost and its like, where a manifest names none
 ECHO_IMAGES = {"agnhost", "echo-server", "echoserver", "http-echo", "whoami", "hello-app"}
@@ -48,6 +50,14 @@ class Port:
     def __str__(self) -> str:
         """Return it as "80/TCP"."""
         return f"{self.number}/{self.protocol}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a container of some image runs, where that is not a server of ours."""
+
+    start: Callable[[Container], Process]
+    await_ready: Callable[[Container, Process], object]  # returns when it serves; raises K8snetError if it does not
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -74,15 +84,28 @@ class Container:
         return [one.pid for one in self.servers if isinstance(one, Process)]
 
     @property
+    def base(self) -> str:
+        """Its image without registry, tag and digest."""
+        return self.image.rpartition("/")[2].split("@")[0].split(":")[0]
+
+    @property
+    def program(self) -> Program | None:
+        """What it runs, if the cluster has a program for its image."""
+        return self.pod.programs.get(self.base)
+
+    @property
     def kind(self) -> str:
         """What its image is taken for: "nginx", "pause" or "echo"."""
-        base = self.image.rpartition("/")[2].split("@")[0].split(":")[0]
+        base = self.base
         return "pause" if base == "pause" else "nginx" if base.startswith("nginx") else "echo"
 
     def start(self) -> None:
         """Start its servers; await_ready() tells when they answer. An error becomes the container's state."""
         self.state, self.reason, self.started_at = "Running", "", time.time()
         try:
+            if self.program:
+                self.servers.append(self.program.start(self))
+                return
             for port in {(one.protocol, one.number): one for one in self.ports}.values():  # some have two names
                 self._serve(port)
         except (K8snetError, OSError) as error:
@@ -108,7 +131,9 @@ class Container:
         """Wait until what start() started listens; an error becomes the container's state."""
         try:
             for process in self.servers:
-                if isinstance(process, Process):  # of a listener the socket is there at once
+                if self.program and isinstance(process, Process):
+                    self.program.await_ready(self, process)
+                elif isinstance(process, Process):  # of a listener the socket is there at once
                     web.await_nginx(self.pod.netns, process, timeout_s=20)  # many start at once
         except K8snetError as error:
             self._fail(str(error))
@@ -144,6 +169,9 @@ class Pod:
     reason: str = ""  # why it is not what it should be
     pause: Process | None = None
     containers: list[Container] = field(default_factory=list)
+    programs: Mapping[str, Program] = field(default_factory=dict)  # by image
+    services: Callable[[], Mapping[str, str]] = dict  # returns the variables that tell of Services, once they have IPs
+    resolv: Path | None = None  # what its programs see as /etc/resolv.conf; None: the machine's
     terminating: bool = False  # it is about to end: Services send it no new connections
 
     def __post_init__(self) -> None:
@@ -227,6 +255,11 @@ class Pod:
         return self.model.metadata.labels or {}
 
     @property
+    def env(self) -> Mapping[str, str]:
+        """The environment variables that tell its programs of Services: those older than the pod."""
+        return self.services()
+
+    @property
     def ports(self) -> list[Port]:
         """The ports of all its containers."""
         return [port for container in self.containers for port in container.ports]
@@ -275,6 +308,10 @@ class Pod:
         raise NotFound(f"pod {self.key} has no container {name!r}; it has: {have}")
 
     # -- its life ------------------------------------------------------------------------
+
+    def differs(self, wanted: PodPlan) -> bool:
+        """Return whether it has to be made anew to be as wanted."""
+        return self.plan.node != wanted.node or self.model.to_dict() != wanted.pod.to_dict()
 
     def start(self) -> None:
         """Start its pause process, which holds the netns, and its containers."""
@@ -333,12 +370,12 @@ class Pod:
         return self.netns.fetch(f"http://{_address(url)}" if isinstance(url, Pod) else url, **options)
 
     def run(self, *argv: str, **options: Any) -> Completed:
-        """Run a program in its netns. Like: kubectl exec POD -- ARGV. See Netns.run()."""
-        return self.netns.run(*argv, **options)
+        """Run a program in its netns, with its environment. Like: kubectl exec POD -- ARGV. See Netns.run()."""
+        return self.netns.run(*argv, **{"env": {**os.environ, **self.env}, "resolv": self.resolv, **options})
 
     def sh(self, script: str, **options: Any) -> Completed:
         """Run a bash script in its netns. See Netns.sh()."""
-        return self.netns.sh(script, **options)
+        return self.run("bash", "-euo", "pipefail", "-c", script, **options)
 
 
 def drain(pods: Iterable[Pod], syncs: Sequence[Callable[[], object]]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from k8snet.lab import Lab
 
 if TYPE_CHECKING:
     from k8snet.cluster.cluster import Cluster
+    from k8snet.cluster.workloads import PodPlan
+    from k8snet.controllers.cluster_dns import ClusterDns
     from k8snet.controllers.load_balancer import LoadBalancer
+    from k8snet.controllers.network_policy.controller import NetworkPolicies
     from k8snet.controllers.services import Services
     from k8snet.observe.diagram import Diagram
     from k8snet.observe.model import ModelReport
+    from k8snet.observe.policy import Explanation
     from k8snet.observe.reach import Reach
     from k8snet.observe.rules import RulesView
     from k8snet.observe.snapshot import Snapshot
@@ -48,13 +52,15 @@ class Views:
             self._me.sync()
             return table(self._me, kind, namespace=namespace)
 
-    def reach(self, *, ports: Sequence[str] = (), timeout_s: float = 1.0, family: str = "v4") -> Reach:
+    def reach(
+        self, *, ports: Sequence[str] = (), timeout_s: float = 1.0, family: str = "v4", expected: bool = False
+    ) -> Reach:
         """Probe every pod from every pod, and return the matrix. See k8snet.observe.reach.probe()."""
         from k8snet.observe.reach import probe
 
         with self.lock:
             self._me.sync()
-            return probe(self._me, ports=ports, timeout_s=timeout_s, family=family)
+            return probe(self._me, ports=ports, timeout_s=timeout_s, family=family, expected=expected)
 
     def check_model(self, *, timeout_s: float = 1.0) -> ModelReport:
         """Probe the rules of the Kubernetes network model, and return what holds. See k8snet.observe.model."""
@@ -90,6 +96,32 @@ class Views:
         with self.lock:
             return Services(self._me, mode=mode)
 
+    def start_dns(
+        self, *, zone: str = "cluster.local", pods: str = "insecure", outside: Mapping[str, str] | None = None
+    ) -> ClusterDns:
+        """Run a DNS server as the pod kube-system/kube-dns behind 10.96.0.10, and give every pod an /etc/resolv.conf.
+
+        Args:
+            zone: the domain of the cluster.
+            pods: "insecure": a name for every address, in each namespace. "verified": for a pod's. "disabled".
+            outside: names that a DNS server in the internet knows, each with an address or another name;
+                None: example.com and www.example.com, 203.0.113.80.
+
+        Raises:
+            InvalidInput: a domain or mode that cannot be, kube-proxy does not run, or DNS runs already.
+            CapabilityMissing: this machine has no /etc/resolv.conf, and so pods can have none.
+        """
+        from k8snet.controllers.cluster_dns import ClusterDns
+
+        with self.lock:
+            return ClusterDns(self._me, zone=zone, pods=pods, outside=outside)
+
+    def _services_of(self, plan: PodPlan, settled: Collection[Any]) -> Callable[[], Mapping[str, str]]:
+        """Return what tells the environment variables of a new pod: of the Services that are there before it."""
+        from k8snet.controllers.service_env import for_pod
+
+        return for_pod(self._me, plan, settled)
+
     def start_load_balancer(self, mode: str = "arp", *, pool: str | Sequence[str] | None = None) -> LoadBalancer:
         """Give each Service of type LoadBalancer an address, and let the network know where it is, as MetalLB does.
 
@@ -107,6 +139,36 @@ class Views:
 
         with self.lock:
             return LoadBalancer(self._me, mode=mode, pool=pool)
+
+    def start_network_policy(self) -> NetworkPolicies:
+        """Enforce the cluster's NetworkPolicies on every node, in step with policies, pods and labels from now on.
+
+        Raises:
+            InvalidInput: they are enforced already.
+        """
+        from k8snet.controllers.network_policy.controller import NetworkPolicies
+
+        with self.lock:
+            return NetworkPolicies(self._me)
+
+    def explain_policy(
+        self, source: Any, destination: Any, port: int | str, *, protocol: str = "TCP", family: str = "v4"
+    ) -> Explanation:
+        """Return whether NetworkPolicies allow a connection, and why: what each rule that counts says of it.
+
+        Args:
+            source: a Pod, a pod's key ("shop/web-1"), a node, or an address.
+            port: of the destination's, after a Service has been translated: 80, "udp/53", "icmp".
+            family: "v4" or "v6", of the addresses that an ipBlock is asked for.
+
+        Raises:
+            NotFound: there is no such pod or node.
+            InvalidInput: no such port or protocol, or the destination is a Service.
+        """
+        from k8snet.observe.policy import explain_policy
+
+        with self.lock:
+            return explain_policy(self._me, source, destination, port, protocol=protocol, family=family)
 
     def rules(
         self, service: str, *, node: str | None = None, port: str | int | None = None, family: str = "v4",

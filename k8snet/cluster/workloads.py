@@ -61,6 +61,12 @@ class PodPlan:
         """Return namespace and name."""
         return self.namespace, self.name
 
+    @property
+    def made_by(self) -> tuple[str, str, str]:
+        """Return kind, namespace and name of the object that it is there for: its owner, or itself."""
+        kind, _, name = (self.owner or f"Pod {self.name}").partition(" ")
+        return kind, self.namespace, name
+
 
 def node_specs(objects: Iterable[KubeObject]) -> list[NodeSpec]:
     """Return the nodes that *objects* declare."""

@@ -44,7 +44,8 @@ class Backend:
     ports: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (port name, protocol) -> containerPort
     ready: bool = True
     terminating: bool = False
-    hostname: str | None = None  # with subdomain: its name in a headless Service's DNS
+    hostname: str | None = None  # its name in DNS, below the Service that is called as subdomain says
+    subdomain: str | None = None
 
 
 def render(services: Iterable[Service], backends: Iterable[Backend]) -> list[EndpointSlice]:
@@ -99,7 +100,8 @@ def _endpoint(service: Service, backend: Backend, version: int) -> Endpoint:
     serving = backend.ready
     ready = (serving and not backend.terminating) or bool(service.spec and service.spec.publishNotReadyAddresses)
     return Endpoint(
-        addresses=[_address(backend, version) or ""], nodeName=backend.node, hostname=backend.hostname,
+        addresses=[_address(backend, version) or ""], nodeName=backend.node,
+        hostname=backend.hostname if backend.subdomain == name_of(service) else None,
         conditions=EndpointConditions(ready=ready, serving=serving, terminating=backend.terminating),
         targetRef=ObjectReference(kind="Pod", namespace=backend.namespace, name=backend.name),
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Speakers:
             self.processes.pop(name).stop()
         told = [node for node in nodes.values() if self._tell(node, wanted)]
         ended = [name for name, one in self.processes.items() if name in nodes and not one.running]
-        for name in [*ended, *(nodes.keys() - self.processes.keys())]:
+        for name in [*ended, *(name for name in nodes if name not in self.processes)]:
             node = nodes[name]
             self._file(node, "state").unlink(missing_ok=True)
             self.processes[name] = node.netns.popen(
@@ -72,10 +72,8 @@ class Speakers:
 
     def who(self, address: str) -> list[str]:
         """Return the nodes whose speakers say that they announce *address* now."""
-        return [
-            name for name, process in self.processes.items()
-            if process.running and address in self._said(self.cluster.nodes[name]).get("announces", ())
-        ]  # fmt: skip
+        running = [name for name in self.cluster.nodes if name in self.processes and self.processes[name].running]
+        return [name for name in running if address in self._said(self.cluster.nodes[name]).get("announces", ())]
 
     def stop(self) -> None:
         """End every speaker."""

@@ -113,6 +113,7 @@ def _backend(pod: Pod) -> Backend:
         namespace=pod.namespace, name=pod.name, labels=pod.labels, node=pod.home.name, addresses=pod.addresses,
         ports={(port.name, port.protocol): port.number for port in pod.ports if port.name},
         ready=pod.ready, terminating=pod.terminating, hostname=spec.hostname,
+        subdomain=spec.subdomain,
     )  # fmt: skip
 
 

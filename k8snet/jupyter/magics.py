@@ -86,7 +86,7 @@ class NetnsMagics(Magics):
         options = _options(line)
         lab = self._lab(options.lab)
         netns = lab[options.netns]
-        session = Session(netns.fd, commands_of(cell))
+        session = Session(netns.fd, commands_of(cell), resolv=netns.resolv)
         try:
             for number, command in enumerate(session.commands):
                 sys.stdout.write(_prompt(options.netns, command))

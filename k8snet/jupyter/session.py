@@ -10,6 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from k8snet.errors import InvalidInput, Timeout
 from k8snet.linux import run as _run
@@ -49,14 +50,16 @@ def _complete(text: str) -> bool:
 class Session:
     """A bash inside a netns that runs one command a step."""
 
-    def __init__(self, fd: int, commands: list[str]) -> None:
-        """Start bash in the netns open as *fd*; nothing runs before the first step."""
+    def __init__(self, fd: int, commands: list[str], *, resolv: Path | None = None) -> None:
+        """Start bash in the netns open as *fd*; nothing runs before the first step. See k8snet.linux.run.run()."""
         self.commands = commands
         self._outputs: list[bytes] = []
         steps_read, self._steps = os.pipe()
         self._output, output = os.pipe()
         try:
-            self._bash = _run.start_shell(_driver(commands, steps_read), fd=fd, output=output, keep=(steps_read,))
+            self._bash = _run.start_shell(
+                _driver(commands, steps_read), fd=fd, output=output, keep=(steps_read,), resolv=resolv
+            )
         finally:
             os.close(steps_read)
             os.close(output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from k8snet.linux import link, neighbour, netfilter, nsfs, probe, route, sockets, sysctl, web
@@ -39,6 +40,7 @@ class Netns:
     def __init__(self, owner: Owner, name: str) -> None:
         """Take the netns that has *name* already."""
         self.name = name
+        self.resolv: Path | None = None  # what programs here see as /etc/resolv.conf; None: the machine's
         self._owner = owner
         self._fd: int | None = None
 
@@ -94,18 +96,22 @@ class Netns:
 
     def run(
         self, *argv: str, stdin: str = "", timeout_s: float = 30.0, check: bool = True,
-        env: Mapping[str, str] | None = None, record: bool = False,
+        env: Mapping[str, str] | None = None, record: bool = False, resolv: Path | None = None,
     ) -> _run.Completed:  # fmt: skip
         """Run a program here to its end, and return what it printed. Like: ip netns exec NAME ARGV.
 
         Args:
             check: raise if it ends with anything but 0.
             record: it changes the netns, so keep it for the transcript.
+            resolv: what it sees as /etc/resolv.conf; None is what all programs here see.
 
         Raises:
             ProgramMissing, CommandFailed, Timeout: see k8snet.linux.run.run().
         """
-        done = _run.run(argv, fd=self.fd, netns=self.name, stdin=stdin, timeout_s=timeout_s, check=check, env=env)
+        done = _run.run(
+            argv, fd=self.fd, netns=self.name, stdin=stdin, timeout_s=timeout_s, check=check, env=env,
+            resolv=resolv or self.resolv,
+        )  # fmt: skip
         if record and done.ok:
             self.record(*argv, stdin=stdin)
         return done
@@ -130,7 +136,7 @@ class Netns:
         Raises:
             ProgramMissing: it is not installed.
         """
-        process = _run.start(argv, fd=self.fd, netns=self.name, keep_output=keep_output, env=env)
+        process = _run.start(argv, fd=self.fd, netns=self.name, keep_output=keep_output, env=env, resolv=self.resolv)
         self._owner.keep(process)
         return process
 

@@ -130,13 +130,14 @@ def require(program: str) -> str:
 
 def run(
     argv: Sequence[str], *, fd: int | None = None, netns: str = "", stdin: str = "",
-    timeout_s: float = 30.0, check: bool = True, env: Mapping[str, str] | None = None,
+    timeout_s: float = 30.0, check: bool = True, env: Mapping[str, str] | None = None, resolv: Path | None = None,
 ) -> Completed:  # fmt: skip
     """Run a program to its end, and return what it printed.
 
     Args:
         fd: the open netns to run it in; None stays where we are.
         netns: that netns' name, for messages.
+        resolv: what it sees as /etc/resolv.conf in that netns; None is the machine's.
         check: raise if it ends with anything but 0.
 
     Raises:
@@ -146,7 +147,8 @@ def run(
     """
     words = tuple(str(word) for word in argv)
     begun = time.monotonic()
-    child = _spawn(words, fd=fd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    pipe = subprocess.PIPE
+    child = _spawn(words, fd=fd, resolv=resolv, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
     try:
         stdout, stderr = child.communicate(stdin.encode(), timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -166,7 +168,7 @@ def run(
 
 def start(
     argv: Sequence[str], *, fd: int | None = None, netns: str = "", keep_output: bool = False,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None, resolv: Path | None = None,
 ) -> Process:  # fmt: skip
     """Start a program that runs on. See run() for the arguments.
 
@@ -183,7 +185,7 @@ def start(
         handle, name = tempfile.mkstemp(prefix="output-", suffix=".log", dir=scratch())
         log, sink = Path(name), os.fdopen(handle, "wb")
     try:
-        child = _spawn(words, fd=fd, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env)
+        child = _spawn(words, fd=fd, resolv=resolv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env)
     except BaseException:
         if log:
             log.unlink()
@@ -201,22 +203,30 @@ def scratch() -> Path:
     return folder
 
 
-def start_shell(script: str, *, fd: int, output: int, keep: Sequence[int]) -> subprocess.Popen[bytes]:
+def start_shell(
+    script: str, *, fd: int, output: int, keep: Sequence[int], resolv: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start bash in the netns open as *fd* for a by-hand cell.
 
     Args:
         output: the open file that takes both output streams.
         keep: other open files that the script reads.
+        resolv: see run().
     """
     return _spawn(
-        ("bash", "-c", script), fd=fd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=tuple(keep)
-    )
+        ("bash", "-c", script), fd=fd, resolv=resolv, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        pass_fds=tuple(keep),
+    )  # fmt: skip
 
 
-def _spawn(words: tuple[str, ...], *, fd: int | None, **streams: object) -> subprocess.Popen[bytes]:
+def _spawn(
+    words: tuple[str, ...], *, fd: int | None, resolv: Path | None, **streams: object
+) -> subprocess.Popen[bytes]:
     path = require(words[0])
 
     def body() -> subprocess.Popen[bytes]:
+        if fd is not None and resolv:
+            nsfs.see_resolver(resolv)
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
             words, executable=path, start_new_session=True, **streams
         )

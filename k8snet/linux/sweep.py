@@ -1,7 +1,7 @@
 """Sweep: many probes from one netns at the same time, so that silence costs one time-out and not many.
 
-Each target has a socket of its own, and one epoll waits for all. TCP targets are asked
-for a page after the connection stands, UDP targets get a line: a lab's servers tell in
+Each target has a socket of its own, and one epoll waits for all: a socket stays in the netns that it was made in.
+TCP targets are asked for a page after the connection stands, UDP targets get a line: a lab's servers tell in
 their answers which address they saw, which shows NAT on the way.
 """
 
@@ -11,27 +11,30 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import select
 import socket
 import struct
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from k8snet.errors import InvalidInput
 from k8snet.linux import address as check
-from k8snet.linux import probe
+from k8snet.linux import nsfs, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from k8snet.linux.netns import Netns
 
-__all__ = ["Answer", "Target", "sweep"]
+__all__ = ["Answer", "Target", "sweep", "sweep_waves"]
 
-AT_ONCE = 32  # netns that probe at the same time
-IN_FLIGHT = 256  # sockets that one netns has open at the same time
+IN_FLIGHT = 4096  # sockets that are open at the same time, where this process may have so many
+SPARE = 64  # file descriptors that are left to others
+SETTLE_S = 0.1  # seconds without any answer after which the next wave begins
 QUESTION = b"GET / HTTP/1.0\r\n\r\n"
 SEEN = re.compile(rb"(?:X-Seen-Client:\s*|saw )(\S+)", re.IGNORECASE)
 AGAIN = {errno.EINPROGRESS, errno.EAGAIN}
@@ -68,24 +71,6 @@ class Answer:
         return self.seen is not None and self.seen != self.client
 
 
-@dataclass
-class _Clock:
-    """When anything was last answered anywhere: a busy machine must not look like silence."""
-
-    last: float = field(default_factory=time.monotonic)
-    quiet: float = 0.0  # until when silence was long enough: what was open before is lost
-
-    def tick(self) -> None:
-        self.last = time.monotonic()
-
-    def lost_before(self, timeout_s: float) -> float:
-        """Return the time before which a probe must have begun to count as lost by now."""
-        now = time.monotonic()
-        if now - self.last >= timeout_s:
-            self.quiet = now  # for every netns: one that noticed speaks for all
-        return self.quiet - timeout_s
-
-
 def sweep(
     plan: Mapping[Netns, Sequence[Target]], *, timeout_s: float = 1.0, identity: int | None = None
 ) -> dict[Netns, list[Answer]]:
@@ -98,20 +83,29 @@ def sweep(
     Raises:
         InvalidInput, InvalidAddress: a target cannot be.
     """
-    for target in {one for targets in plan.values() for one in targets}:
+    return sweep_waves([plan], timeout_s=timeout_s, identity=identity)[0]
+
+
+def sweep_waves(
+    waves: Sequence[Mapping[Netns, Sequence[Target]]], *, timeout_s: float = 1.0, identity: int | None = None,
+    after: Callable[[int], None] = lambda _: None,
+) -> list[dict[Netns, list[Answer]]]:  # fmt: skip
+    """Probe several plans, one after the other; what is silent is waited for while the next ones run.
+
+    Args:
+        after: called with the number of each wave but the last one, when it has been answered or has fallen silent.
+    """
+    for target in {one for plan in waves for targets in plan.values() for one in targets}:
         check.host_address(target.address)
         if target.protocol not in {"tcp", "udp", "icmp"}:
             raise InvalidInput(f"protocol {target.protocol!r}: 'tcp', 'udp' or 'icmp'")
         if target.protocol != "icmp":
             check.check_port(target.port)
-    clock, number = _Clock(), int.from_bytes(os.urandom(2)) if identity is None else identity
-
-    def work(netns: Netns, targets: Sequence[Target]) -> list[Answer]:
-        return netns.inside(_Sweep(targets, timeout_s, clock, number).run)
-
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="k8snet-sweep") as pool:
-        futures = {netns: pool.submit(work, netns, targets) for netns, targets in plan.items()}
-        return {netns: future.result() for netns, future in futures.items()}
+    number = int.from_bytes(os.urandom(2)) if identity is None else identity
+    engine = _Sweep(timeout_s, number)
+    nsfs.in_thread(lambda: engine.run(waves, after))
+    answers = iter(engine.answers[place] for place in range(len(engine.answers)))
+    return [{netns: [next(answers) for _ in targets] for netns, targets in plan.items()} for plan in waves]
 
 
 @dataclass(kw_only=True)
@@ -119,6 +113,7 @@ class _Open:
     """A probe on its way."""
 
     number: int
+    wave: int
     target: Target
     sock: socket.socket
     begun: float
@@ -126,34 +121,56 @@ class _Open:
 
 
 class _Sweep:
-    """The probes of one netns; run() is called on a thread inside it."""
+    """All probes; run() is called on a thread of its own, which goes from netns to netns."""
 
-    def __init__(self, targets: Sequence[Target], timeout_s: float, clock: _Clock, identity: int) -> None:
-        self.targets, self.timeout_s, self.clock, self.identity = targets, timeout_s, clock, identity
+    def __init__(self, timeout_s: float, identity: int) -> None:
+        self.timeout_s, self.identity, self.wave = timeout_s, identity, 0
         self.answers: dict[int, Answer] = {}
-        self.open: dict[int, _Open] = {}  # by file descriptor
+        self.open: dict[int, _Open] = {}  # by file descriptor; those that began first come first
+        self.waits: Counter[int] = Counter()  # wave -> how many of it are open
+        self.last = time.monotonic()  # when anything was answered
+        self.newest: dict[str, float] = {}  # protocol -> when the youngest probe began that has been answered
+        self.most = _sockets_to_have()
         self.poll = select.epoll()
 
-    def run(self) -> list[Answer]:
-        waiting = list(enumerate(self.targets))[::-1]
+    def run(self, waves: Sequence[Mapping[Netns, Sequence[Target]]], after: Callable[[int], None]) -> None:
+        number = 0
         try:
-            while waiting or self.open:
-                while waiting and len(self.open) < IN_FLIGHT:
-                    self._start(*waiting.pop())
-                for fd, _ in self.poll.poll(0.05):
-                    if fd in self.open:
-                        self._progress(self.open[fd])
-                self._give_up()
+            for self.wave, plan in enumerate(waves):
+                for netns, targets in plan.items():
+                    nsfs.enter(netns.fd)
+                    for target in targets:
+                        while len(self.open) >= self.most:
+                            self._look(0.05)
+                        self._start(number, target)
+                        number += 1
+                    self._look(0)
+                if self.wave + 1 < len(waves):
+                    self._settle()
+                    after(self.wave)
+            while self.open:
+                self._look(0.05)
         finally:
             for one in list(self.open.values()):
                 self._close(one)
             self.poll.close()
-        return [self.answers[number] for number in range(len(self.targets))]
+
+    def _settle(self) -> None:
+        begun, patience_s = time.monotonic(), min(self.timeout_s, SETTLE_S)
+        while self.waits[self.wave] and time.monotonic() - max(begun, self.last) < patience_s:
+            self._look(0.05)
+
+    def _look(self, wait_s: float) -> None:
+        for fd, _ in self.poll.poll(wait_s):
+            if fd in self.open:
+                self._progress(self.open[fd])
+        self._give_up()
 
     def _start(self, number: int, target: Target) -> None:
         sock = _socket(target)
-        one = _Open(number=number, target=target, sock=sock, begun=time.monotonic())
+        one = _Open(number=number, wave=self.wave, target=target, sock=sock, begun=time.monotonic())
         self.open[sock.fileno()] = one
+        self.waits[self.wave] += 1
         try:
             _raise(sock.connect_ex((target.address, target.port)))
             if target.protocol != "tcp":
@@ -168,7 +185,7 @@ class _Sweep:
             if one.target.protocol == "tcp" and not one.connected:
                 _raise(one.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                 one.connected = True
-                self.clock.tick()
+                self._tick(one)
                 one.sock.send(QUESTION)
                 self.poll.modify(one.sock.fileno(), select.EPOLLIN)
                 return
@@ -190,19 +207,32 @@ class _Sweep:
             outcome = "unreachable"
         self._done(one, outcome, reason=reason, reporter=probe.error_reporter(one.sock))
 
+    def _tick(self, one: _Open) -> None:
+        self.last = time.monotonic()
+        self.newest[one.target.protocol] = max(self.newest.get(one.target.protocol, 0.0), one.begun)
+
     def _give_up(self) -> None:
-        before = self.clock.lost_before(self.timeout_s)
-        for one in list(self.open.values()):
-            if one.begun <= before:
-                outcome, reason = ("ok", "") if one.connected else ("timeout", "silence")
-                self._done(one, outcome, reason=reason, answered=False)
+        """End what has waited long enough. A busy machine must not look like silence.
+
+        So nobody may have had an answer for as long as that, or one has that asked half as long after it.
+        """
+        now = time.monotonic()
+        quiet, lost = now - self.last >= self.timeout_s, []
+        for one in self.open.values():
+            if one.begun > now - self.timeout_s:
+                break
+            if quiet or self.newest.get(one.target.protocol, 0.0) >= one.begun + self.timeout_s / 2:
+                lost.append(one)
+        for one in lost:
+            outcome, reason = ("ok", "") if one.connected else ("timeout", "silence")
+            self._done(one, outcome, reason=reason, answered=False)
 
     def _done(
         self, one: _Open, outcome: str, *, seen: str | None = None, reason: str = "", reporter: str | None = None,
         answered: bool = True,
     ) -> None:  # fmt: skip
         if answered:
-            self.clock.tick()
+            self._tick(one)
         with contextlib.suppress(OSError):
             client = one.sock.getsockname()
         own = client[0] if outcome == "ok" else None
@@ -213,10 +243,17 @@ class _Sweep:
 
     def _close(self, one: _Open) -> None:
         fd = one.sock.fileno()
-        self.open.pop(fd, None)
+        if self.open.pop(fd, None):
+            self.waits[one.wave] -= 1
         with contextlib.suppress(OSError):  # it was never registered
             self.poll.unregister(fd)
         one.sock.close()
+
+
+def _sockets_to_have() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return max(1, min(IN_FLIGHT, soft - used - SPARE)) if soft != resource.RLIM_INFINITY else IN_FLIGHT
 
 
 def _socket(target: Target) -> socket.socket:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from k8snet.errors import InvalidAddress, InvalidInput
+from k8snet.linux import sweep as module
 from k8snet.linux.run import wait_until
-from k8snet.linux.sweep import Target, sweep
+from k8snet.linux.sweep import Target, sweep, sweep_waves
 
 
 def target(protocol, port=0, address="10.0.0.12"):
@@ -90,3 +91,28 @@ def test_both_families_are_swept(lab):
 def test_a_target_that_cannot_be_is_refused_before_any_packet(pair, bad, error, said):
     with pytest.raises(error, match=said):
         sweep({pair[0]: [bad]})
+
+
+def test_waves_go_one_after_the_other_and_answers_come_in_their_order(pair):
+    """A wave that is silent does not hold up the next one, and what answers late is still heard."""
+    client, server = pair
+    server.listen(80)
+    server.iptables("-A INPUT -p tcp --dport 81 -j DROP")
+    heard = []
+    waves = [{client: [target("tcp", 81), target("tcp", 80)]}, {server: [target("tcp", 80, "10.0.0.11")]},
+             {client: [target("icmp")], server: [target("tcp", 81, "10.0.0.11")]}]  # fmt: skip
+    found = sweep_waves(waves, timeout_s=0.5, after=heard.append)
+    assert [[one.outcome for one in answers] for wave in found for answers in wave.values()] == [
+        ["timeout", "ok"], ["refused"], ["ok"], ["refused"]
+    ]  # fmt: skip
+    assert heard == [0, 1]
+
+
+def test_with_few_sockets_left_a_sweep_takes_its_time_and_misses_nothing(pair, monkeypatch):
+    client, server = pair
+    server.listen(80)
+    server.iptables("-A INPUT -p tcp --dport 81 -j DROP")
+    monkeypatch.setattr(module, "IN_FLIGHT", 3)
+    targets = [target("tcp", 80 + number % 2) for number in range(10)]
+    found = sweep({client: targets}, timeout_s=0.2)[client]
+    assert [one.outcome for one in found] == ["ok", "timeout"] * 5

@@ -33,6 +33,19 @@ def test_only_what_the_first_chapters_need_decides() -> None:
     assert (broken.ok, broken.verdict) == (False, "Not ready: the first chapters need veth.")
 
 
+def test_where_sandboxes_are_forbidden_a_virtual_machine_decides_and_a_missing_program_still_counts() -> None:
+    """In it the same programs run, on a Linux that has all the rest."""
+    sandbox = doctor.Finding(ability="user namespaces", ok=False, core=True, needed_by="-", remedy="sysctl")
+    veth = doctor.Finding(ability="veth", ok=False, core=True, needed_by="-", remedy=doctor.NOT_TRIED)
+    nginx = dataclasses.replace(veth, ability="nginx", remedy="sudo apt-get install nginx")
+    guest = doctor.Finding(ability="virtual machine", ok=True, core=False, needed_by="-")
+    ready = doctor.Report(machine=MACHINE, findings=(sandbox, veth, guest))
+    assert ready.ok
+    assert "forbidden here: every chapter runs in the virtual machine" in ready.verdict
+    assert not dataclasses.replace(ready, findings=(sandbox, veth, nginx, guest)).ok
+    assert not dataclasses.replace(ready, findings=(sandbox, veth)).ok
+
+
 def test_a_report_is_text_html_and_json() -> None:
     """It is shown in a terminal, in a notebook, and to programs."""
     one = report(veth=True, ipvs=False)

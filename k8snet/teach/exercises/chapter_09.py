@@ -18,7 +18,7 @@ __all__ = ["EXERCISES"]
 
 CANARY, ORDERS, USERS = "10.96.0.99", "10.96.0.30", "10.96.0.31"
 CALLS = 160
-FEW = 3  # calls that a busy machine may lose
+FEW = 3  # calls whose ports conntrack remembers from before there were rules
 QUARTER = range(18, 64)  # of 160 calls; a quarter is 40, and four standard deviations are 22
 
 
