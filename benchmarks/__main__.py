@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [--only build|cluster|NAME,...] [--rounds N] [--sizes ...] [--clusters ...]."""
+"""The command: python -m benchmarks [--only build|cluster|services|NAME,...] [--rounds N] [--sizes ...] ...."""
 from __future__ import annotations
 
 import argparse
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -15,12 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import cluster_report, report
 from benchmarks.contenders import catalogue
 from benchmarks.contenders.catalogue import Contender
-from benchmarks.referee import ContenderFailed, Sample, match
+from benchmarks.referee import ContenderFailed, match
+from benchmarks.services import guest, measure
+from benchmarks.services import report as services_report
+from benchmarks.services.results import Results as ServicesResults
 from k8snet import sandbox
 from k8snet.errors import K8snetError
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
+COLUMNS = (TextColumn("{task.description:42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +38,10 @@ class Benchmark:
     rounds: int  # by default
     json: str  # names of files
     plot: str
-    markdown: Callable[[report.Results], str]
-    draw: Callable[[report.Results, Path], None]
+    markdown: Callable[[Any], str]
+    draw: Callable[[Any, Path], None]
     insert: Callable[..., None]
+    results: type[report.Results] | type[ServicesResults] = report.Results
 
 
 BENCHMARKS = (
@@ -47,7 +53,13 @@ BENCHMARKS = (
         name="cluster", contenders=catalogue.CLUSTER, sizes="clusters", rounds=3, json="cluster.json",
         plot="cluster.svg", markdown=cluster_report.markdown, draw=cluster_report.draw, insert=cluster_report.insert,
     ),
+    Benchmark(
+        name="services", contenders=catalogue.SERVICES, sizes="services", rounds=5, json="services.json",
+        plot="services.svg", markdown=services_report.markdown, draw=services_report.draw,
+        insert=services_report.insert, results=ServicesResults,
+    ),
 )  # fmt: skip
+BUILD, CLUSTER, SERVICES = BENCHMARKS
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -58,6 +70,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=_words, default=kinds, help=f"{' or '.join(kinds)}, or of {','.join(names)}")
     parser.add_argument("--sizes", type=_pods, default=[(0, 10), (0, 100), (0, 1000)], help="build: as in 10,100,1000")
     parser.add_argument("--clusters", type=_clusters, default=[(2, 20), (10, 300)], help="cluster: as in 2x20,10x300")
+    parser.add_argument(
+        "--services", type=_numbers, default=[1, 10, 100, 1000, 10000], help="services: as in 1,10,100,1000,10000"
+    )
+    parser.add_argument("--calls", type=int, default=200, help="services: connections for a median (default: 200)")
+    parser.add_argument("--guest-rounds", type=int, default=1, help="services: boots of the virtual machine")
     rounds = ", ".join(f"{one.rounds} for {one.name}" for one in BENCHMARKS)
     parser.add_argument("--rounds", type=int, help=f"how often; the medians count (default: {rounds})")
     parser.add_argument("--out", type=Path, help="write medians, every sample and the drawing into that folder")
@@ -76,6 +93,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 def _pods(text: str) -> list[tuple[int, int]]:
     return sorted({(0, int(word)) for word in text.split(",")})
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted({int(word) for word in text.split(",")})
 
 
 def _clusters(text: str) -> list[tuple[int, int]]:
@@ -107,8 +128,43 @@ def published(benchmark: Benchmark, options: argparse.Namespace) -> bool:
     return same and len(chosen(benchmark, options)) == len(benchmark.contenders)
 
 
-def play_all(benchmark: Benchmark, options: argparse.Namespace, console: Console) -> list[Sample]:
-    """Play all matches, contender after contender within each round, and return the samples."""
+def play_services(options: argparse.Namespace, console: Console) -> ServicesResults:
+    """Measure each way with each number of Services in turn, in each round, and return the results."""
+    ways = [one.arguments[0] for one in chosen(SERVICES, options) if one.name != catalogue.IN_GUEST]
+    turns = [
+        (number, count, way)
+        for number in range(1, (options.rounds or SERVICES.rounds) + 1) for count in options.services for way in ways
+    ]  # fmt: skip
+    samples: list[measure.Load | measure.Latency] = []
+    with Progress(*COLUMNS, console=console) as bar:
+        task = bar.add_task("", total=len(turns))
+        for number, count, way in turns:
+            bar.update(task, description=f"round {number}: {count} Services, {way}")
+            samples += measure.turn(way, count, number=number, calls=options.calls)
+            bar.advance(task)
+    return ServicesResults.of(samples, calls=options.calls)
+
+
+def play_in_guest(results: ServicesResults, options: argparse.Namespace) -> ServicesResults:
+    """Measure the same in the virtual machine, outside our sandbox, and print the tables of both.
+
+    Raises:
+        GuestFailed: it did not come to its end.
+    """
+    console = Console()
+    with Progress(*COLUMNS[:1], COLUMNS[-1], console=console) as bar:
+        task = bar.add_task("virtual machine: it boots")
+        about, samples = guest.measure(
+            options.services, rounds=options.guest_rounds, calls=options.calls,
+            progress=lambda line: bar.update(task, description=line),
+        )  # fmt: skip
+    results = results.with_guest(about, samples)
+    console.print(Markdown(services_report.markdown(results)))
+    return results
+
+
+def play_all(benchmark: Benchmark, options: argparse.Namespace, console: Console) -> report.Results:
+    """Play all matches, contender after contender within each round, and return the results."""
     contenders = chosen(benchmark, options)
     matches = [
         (number, nodes, pods, contender)
@@ -116,16 +172,15 @@ def play_all(benchmark: Benchmark, options: argparse.Namespace, console: Console
         for nodes, pods in getattr(options, benchmark.sizes)
         for contender in contenders
     ]
-    columns = (TextColumn("{task.description:42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     samples = []
-    with tempfile.TemporaryDirectory(dir="/run") as folder, Progress(*columns, console=console) as bar:
+    with tempfile.TemporaryDirectory(dir="/run") as folder, Progress(*COLUMNS, console=console) as bar:
         program = catalogue.compiled(Path(folder)) if catalogue.ALL[0] in contenders else Path()
         task = bar.add_task("", total=len(matches))
         for number, nodes, pods, contender in matches:
             bar.update(task, description=f"round {number}: {pods} pods, {contender.name}")
             samples.append(match(contender, program, pods=pods, nodes=nodes, number=number))
             bar.advance(task)
-    return samples
+    return report.Results.of(samples)
 
 
 def main(words: list[str]) -> int:
@@ -139,7 +194,15 @@ def main(words: list[str]) -> int:
         for benchmark in BENCHMARKS:  # one that was played to its end counts, whatever came after
             file = Path(folder, benchmark.json)
             if file.exists():
-                write(benchmark, report.Results.read(file), options, words)
+                results = benchmark.results.read(file)
+                if benchmark is SERVICES and catalogue.IN_GUEST in {one.name for one in chosen(SERVICES, options)}:
+                    try:
+                        results = play_in_guest(results, options)
+                    except guest.GuestFailed as error:
+                        Console().print(f"benchmarks: {error}", style="red", markup=False)
+                        code = 1
+                if not (isinstance(results, ServicesResults) and results.empty):
+                    write(benchmark, results, options, words)
         return code
 
 
@@ -151,22 +214,29 @@ def play_inside(options: argparse.Namespace) -> int:
         for contender in [one for benchmark in played for one in chosen(benchmark, options)]:
             contender.check()
         for benchmark in played:
-            results = report.Results.of(play_all(benchmark, options, console))
-            console.print(Markdown(benchmark.markdown(results)))
+            services = benchmark is SERVICES
+            results = play_services(options, console) if services else play_all(benchmark, options, console)
             results.write(options.inside / benchmark.json)
+            console.print(Markdown(benchmark.markdown(results)))
     except (K8snetError, ContenderFailed) as error:
         console.print(f"benchmarks: {error}", style="red", markup=False)
         return 1
     return 0
 
 
-def write(benchmark: Benchmark, results: report.Results, options: argparse.Namespace, words: list[str]) -> None:
-    """Write the files that were asked for."""
+def write(
+    benchmark: Benchmark, results: report.Results | ServicesResults, options: argparse.Namespace, words: list[str]
+) -> None:
+    """Write the files that were asked for; of Services, ways that were left out stay as they were."""
     public = published(benchmark, options)
+    if isinstance(results, ServicesResults) and public and (FOLDER / benchmark.json).exists():
+        results = results.completed(ServicesResults.read(FOLDER / benchmark.json))
     for folder in [*([options.out] if options.out else []), *([FOLDER] if public else [])]:
         folder.mkdir(parents=True, exist_ok=True)
         results.write(folder / benchmark.json)
         benchmark.draw(results, folder / benchmark.plot)
+    if public and isinstance(results, ServicesResults):
+        services_report.store(results)
     if public:
         benchmark.insert(results, FOLDER / "README.md", command=" ".join(["./run bench", *words]))
 

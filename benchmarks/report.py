@@ -21,6 +21,7 @@ __all__ = [
     "cell",
     "draw",
     "insert",
+    "machine",
     "markdown",
     "put",
     "pyplot_in_grey",
@@ -53,7 +54,7 @@ class Results:
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Results:
         """Return the results of this machine."""
-        return cls(samples=tuple(samples), machine=_machine())
+        return cls(samples=tuple(samples), machine=machine())
 
     @classmethod
     def read(cls, file: Path) -> Results:
@@ -116,7 +117,8 @@ def ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return what this machine is: distribution, kernel, processors, Python."""
     release = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
     )

@@ -8,12 +8,24 @@ from pathlib import Path
 from k8snet.errors import ProgramMissing
 from k8snet.linux.run import require, run
 
-__all__ = ["ALL", "CLUSTER", "DIRECT", "LOWER_BOUND", "OURS", "THROUGH_CNI", "Contender", "compiled"]
+__all__ = [
+    "ALL",
+    "CLUSTER",
+    "DIRECT",
+    "IN_GUEST",
+    "LOWER_BOUND",
+    "OURS",
+    "SERVICES",
+    "THROUGH_CNI",
+    "Contender",
+    "compiled",
+]
 
 HERE = Path(__file__).parent
 OURS = "k8snet"
 LOWER_BOUND = "lower-bound"
 DIRECT, THROUGH_CNI = "cluster-direct", "cluster-cni"
+IN_GUEST = "services-vm"
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian packages Mininet for it
 
 
@@ -95,6 +107,25 @@ CLUSTER = (
         python=SYSTEM_PYTHON,
         needs=("/usr/sbin/nginx", "/usr/lib/python3/dist-packages/mininet", "/usr/sbin/brctl"),
         package="nginx mininet bridge-utils",
+    ),
+)  # fmt: skip
+
+SERVICES = (  # nobody to race with: a way, and the tool that it needs
+    Contender(
+        name="services-iptables", title="kube-proxy in iptables mode", arguments=("iptables-legacy",),
+        needs=("/usr/sbin/iptables-legacy-restore",), package="iptables",
+    ),
+    Contender(
+        name="services-iptables-nft", title="the same rules in iptables-nft", arguments=("iptables-nft",),
+        needs=("/usr/sbin/iptables-nft-restore",), package="iptables",
+    ),
+    Contender(
+        name="services-nftables", title="kube-proxy in nftables mode", arguments=("nftables",),
+        needs=("/usr/sbin/nft",), package="nftables",
+    ),
+    Contender(
+        name=IN_GUEST, title="all of them and IPVS, in the virtual machine",
+        needs=("/usr/bin/qemu-system-x86_64",), package="qemu-system-x86",
     ),
 )  # fmt: skip
 

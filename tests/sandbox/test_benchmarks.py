@@ -12,6 +12,11 @@ from benchmarks import cluster_report
 from benchmarks.contenders.catalogue import ALL, CLUSTER
 from benchmarks.referee import Sample
 from benchmarks.report import BEGIN, END, Results, insert
+from benchmarks.services import measure
+from benchmarks.services import report as services_report
+from benchmarks.services import results as services_results
+from k8snet.errors import NotFound
+from k8snet.teach.data import services_bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,3 +150,66 @@ def test_a_cluster_counts_as_up_when_the_referee_has_every_answer(tmp_path):
     assert text.startswith(f"{BEGIN}\nbuild\n{END}\n")
     assert text.endswith("below\n")
     assert "last week" not in text
+
+
+def test_every_way_to_program_services_is_measured_and_calls_are_answered(tmp_path):
+    """10 Services, one round; each connection of the client has to stand before its time counts."""
+    ways = "services-iptables,services-iptables-nft,services-nftables"
+    result = python(
+        "-m", "benchmarks", "--only", ways, "--services", "10,60", "--rounds", "2", "--calls", "20",
+        "--out", str(tmp_path),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = services_results.Results.read(tmp_path / "services.json")
+    assert results.ways() == ["iptables-legacy", "iptables-nft", "nftables"]
+    assert results.sizes("Latency") == [10, 60]
+    for way in results.ways():
+        assert results.first_packet(way, 60) > 0
+        for what in ("full", "update"):
+            assert results.load(way, what, 10, "k8snet_s") > 0
+            assert results.load(way, what, 10, "tool_s") > 0
+    assert results.load("iptables-nft", "full", 60, "k8snet_s") is None  # too large for one transaction
+    assert "<svg" in (tmp_path / "services.svg").read_text()
+
+
+def load(way: str, what: str, services: int, whole: float, tool: float | None, table: float = 0.5) -> measure.Load:
+    return measure.Load(
+        way=way, what=what, services=services, round=1, table_s=table, k8snet_s=whole, tool_s=tool, transactions=1,
+        text_bytes=1000, own_cpu_s=0.25,
+    )  # fmt: skip
+
+
+def latency(way: str, services: int, milliseconds: float) -> measure.Latency:
+    return measure.Latency(way=way, services=services, round=1, median_ms=milliseconds, p95_ms=1.0)
+
+
+def test_a_share_is_what_the_tool_does_not_need_and_what_was_not_played_stays(tmp_path, monkeypatch):
+    """4 s of which the tool needs 3 are a share of 25 %, and a third with a table of 0.5 s; and chapters find it."""
+    older = services_results.Results.of(
+        [load("nftables", "full", 1000, 2.0, 1.0), latency("nftables", 1000, 0.02)], calls=200
+    ).with_guest("Linux 6.1, 2 CPUs", [latency("ipvs", 1000, 0.2)])
+    newer = services_results.Results.of(
+        [load("iptables-legacy", "full", 1000, 4.0, 3.0), latency("iptables-legacy", 1000, 0.05)], calls=200
+    )
+    results = newer.completed(older)
+    assert results.share("iptables-legacy", "full", 1000) == pytest.approx(0.25)
+    assert results.share("iptables-legacy", "full", 1000, table=True) == pytest.approx(1 / 3)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{services_report.BEGIN}\nlast week\n{services_report.END}\nbelow\n")
+    services_report.insert(results, readme, command="./run bench --only services")
+    text = readme.read_text()
+    assert "| iptables (legacy), all of them | 1,000 | 1 | 500.0 | 4,000.0 | 250.0 | 3,000.0 | 25% | 33% |" in text
+    assert "| own share, nftables, 1,000 Services, all of them | 0.50 | at most 0.3 | **no** |" in text
+    assert "| IPVS | 200.0 |" in text
+    assert "last week" not in text
+    results.write(tmp_path / "services.json")
+    assert services_results.Results.read(tmp_path / "services.json") == results
+    monkeypatch.setattr(services_report, "STORE", tmp_path / "stored" / "services_bench.json")
+    services_report.store(results)
+    stored = services_bench(services_report.STORE)
+    assert stored.here.first_packet_ms == {"nftables": {1000: 0.02}, "iptables-legacy": {1000: 0.05}}
+    assert stored.here.full_s["iptables-legacy"][1000] == 4.0
+    assert stored.guest.first_packet_ms == {"ipvs": {1000: 0.2}}
+    assert stored.guest.machine == "Linux 6.1, 2 CPUs"
+    with pytest.raises(NotFound, match="bench --only services"):
+        services_bench(tmp_path / "nothing.json")
