@@ -28,7 +28,8 @@ CARRIERS = re.compile(r"(?:sudo|timeout(?:\s+-\S+)*\s+[\d.]+s?|nsenter(?:\s+-\S+
 LOOKING = re.compile(
     r"(?:ping|arping|traceroute|tcpdump|curl|wget|nc|ncat|dig|nslookup|ss|netstat|conntrack\s+-L|cat|echo|ls|lsns|grep|id|"
     r"readlink|stat|hostname|ps|sleep|wait|nginx|python3?|ethtool|test|true|date|kill|printf|iperf3|socat)(?:\s|$)|"
-    r"brctl\s+show|ip6?tables(?:-nft|-legacy)?-save|ipset\s+(?:list|save)|sysctl\s+(?:-n\s+)?[\w./-]+\s*$|"
+    r"brctl\s+show|ip6?tables(?:-nft|-legacy)?-save|ipvsadm\s+(?:-[nc]*[Ll]|--list|--save|-S)|ipset\s+(?:list|save)|"
+    r"sysctl\s+(?:-n\s+)?[\w./-]+\s*$|"
     r"ip6?tables(?:-nft|-legacy)?\s.*(?:-[nvx]*L\b|-S\b|--list)|nft\s+(?:-\w+\s+)*list\b|"
     r"ip\s+netns\s*(?:$|list|identify|pids)|"
     r"(?:ip|bridge)\s+(?:-\S+\s+(?:\w+\s+)?)*?(?:a|addr|address|l|link|r|ro|route|n|neigh|neighbour|neighbor|rule|fdb|vlan)"

@@ -77,7 +77,7 @@ def _dress(axes: object, x: str, y: str, *, legend: bool) -> None:
     assert isinstance(axes, Axes)  # noqa: S101  # for mypy: add_subplot() says Any
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
-    axes.tick_params(colors=INK)
+    axes.tick_params(which="both", colors=INK)
     axes.grid(visible=True, color=LINE, alpha=0.35, linewidth=0.6)
     for name, spine in axes.spines.items():
         spine.set_color(LINE)
