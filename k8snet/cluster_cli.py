@@ -170,11 +170,14 @@ def reach(
     as_json: AsJson = False,
     timeout: TimeoutS = 1.0,
     family: Annotated[str, typer.Option("--family", help="v4 or v6.")] = "v4",
+    expected: Annotated[
+        bool, typer.Option("--expected", help="Show beside it what NetworkPolicies say; exit with 1 if they differ.")
+    ] = False,
     options: dict[str, Any],
 ) -> None:
     """Probe every pod from every pod, and print who reaches whom."""
     wanted = [word for word in ports.split(",") if word]
-    asked: dict[str, Any] = {"ports": wanted, "timeout_s": timeout, "family": family}
+    asked: dict[str, Any] = {"ports": wanted, "timeout_s": timeout, "family": family, "expected": expected}
     if not files:
         tell("reach", **asked, as_json=as_json)
         return
@@ -188,7 +191,10 @@ def reach(
     with session.built(load(*files, lenient=options.pop("lenient")), **options) as cluster:
         for line in troubles(cluster):
             typer.echo(line, err=True)
-        typer.echo(session.Session(cluster).do_reach(**asked, as_json=as_json)["out"])
+        answer = session.Session(cluster).do_reach(**asked, as_json=as_json)
+        typer.echo(answer["out"])
+        code = answer["code"]
+    raise typer.Exit(code)
 
 
 @app.command()

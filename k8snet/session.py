@@ -34,7 +34,7 @@ __all__ = ["LAB", "Session", "ask", "built", "enter", "serve", "up"]
 LAB = "K8SNET_LAB"  # names the socket, in the environment of the shell
 LONGEST = 64 << 20  # bytes of a request or an answer
 SERVICES = ("Service", "EndpointSlice")  # which kube-proxy makes work
-UNPROGRAMMED = ("Ingress", "IngressClass", "NetworkPolicy", "GatewayClass", "Gateway", "HTTPRoute")
+UNPROGRAMMED = ("Ingress", "IngressClass", "GatewayClass", "Gateway", "HTTPRoute")
 SHELL_RC = """\
 [ -f ~/.bashrc ] && . ~/.bashrc
 PS1='\\[\\e[1;36m\\][k8snet]\\[\\e[0m\\] \\w\\$ '
@@ -94,6 +94,7 @@ def built(
     with cluster:
         if proxy_mode != "none":
             cluster.start_proxy(proxy_mode)
+        cluster.start_network_policy()
         yield cluster
 
 
@@ -331,10 +332,11 @@ class Session:
             raise NotFound(f"no pod of {kind} {tail!r} in namespace {namespace!r}")
         return pods[0] if pods else cluster.pod(tail, namespace=namespace)
 
-    def do_reach(self, ports: list[str], timeout_s: float, family: str, as_json: bool) -> dict[str, Any]:
-        """Return the matrix of who reaches whom."""
-        found = self.cluster.reach(ports=ports, timeout_s=timeout_s, family=family)
-        return {"out": json.dumps(found.to_dict(), indent=1) if as_json else str(found)}
+    def do_reach(self, as_json: bool, **options: Any) -> dict[str, Any]:
+        """Return the matrix of who reaches whom; the code is 1 where that is not what policies say."""
+        found = self.cluster.reach(**options)
+        text = json.dumps(found.to_dict(), indent=1) if as_json else str(found)
+        return {"out": text, "code": 1 if found.differences else 0}
 
     def do_check(self, timeout_s: float) -> dict[str, Any]:
         """Return which rules of the network model hold."""

@@ -319,7 +319,7 @@ class Cluster(Views):
         with self.lock:
             merged = dict(self.objects)
             lines = []
-            for one in manifest.objects:
+            for one in manifest.beside(merged):
                 key = objects.key_of(one)
                 old = merged.get(key)
                 word = "created" if old is None else "unchanged" if old.to_dict() == one.to_dict() else "configured"
@@ -411,8 +411,7 @@ class Cluster(Views):
         wanted = {(one.namespace, one.name): one for one in plans}
         self._remove_pods([pod for key, pod in self.pods.items() if key not in wanted or pod.differs(wanted[key])])
         for key, one in wanted.items():
-            if key not in self.pods:
-                self._new_pod(one)
+            (self.pods.get(key) or self._new_pod(one)).plan = one  # one that stays may have got other labels
         self._start_waiting()
         self._settled = frozenset(self.objects)
         for controller in self.controllers:
@@ -428,13 +427,14 @@ class Cluster(Views):
             pod for pod in self.pods.values() if pod.node and pod.node.ready and not (pod.own_netns or pod.reason)
         ])  # fmt: skip
 
-    def _new_pod(self, one: PodPlan) -> None:
+    def _new_pod(self, one: PodPlan) -> Pod:
         node = self.nodes[one.node] if one.node else None
         told = self._services_of(one, self._settled)
         pod = Pod(plan=one, node=node, reason=one.reason, programs=self.programs, services=told)
         self.pods[pod.namespace, pod.name] = pod
         if node:
             node.pods[pod.namespace, pod.name] = pod
+        return pod
 
     def _start(self, pods: list[Pod]) -> None:
         """Attach new pods, and start what runs in them."""

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
@@ -43,6 +43,11 @@ class Manifest:
     not_used: Counter[str]  # kind -> how many: kinds that have no effect on the network
     warnings: tuple[str, ...] = ()
     undeclared: frozenset[str] = frozenset()  # namespaces that are used but not declared
+
+    def beside(self, present: Collection[tuple[str, str, str]]) -> list[KubeObject]:
+        """Return its objects, without the namespaces that it only uses where *present* has them: with their labels."""
+        there = {("Namespace", "", name) for name in self.undeclared}.intersection(present)
+        return [one for one in self.objects if o.key_of(one) not in there]
 
     @property
     def not_used_line(self) -> str:

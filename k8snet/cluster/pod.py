@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from k8snet.cluster.layout import container_id, family_of
 from k8snet.errors import K8snetError, NotFound, Timeout
 from k8snet.linux import link, web
@@ -310,8 +312,11 @@ class Pod:
     # -- its life ------------------------------------------------------------------------
 
     def differs(self, wanted: PodPlan) -> bool:
-        """Return whether it has to be made anew to be as wanted."""
-        return self.plan.node != wanted.node or self.model.to_dict() != wanted.pod.to_dict()
+        """Return whether it has to be made anew to be as wanted; a pod of its own gets other labels where it stands."""
+        ours, theirs = self.model, wanted.pod
+        if not wanted.owner:
+            ours, theirs = (msgspec.structs.replace(one, metadata=None) for one in (ours, theirs))
+        return self.plan.node != wanted.node or ours.to_dict() != theirs.to_dict()
 
     def start(self) -> None:
         """Start its pause process, which holds the netns, and its containers."""

@@ -149,15 +149,31 @@ def test_two_services_with_one_address_are_refused(tmp_path):
     assert "10.96.0.80 is the cluster IP of Service shop/web already" in done.stderr
 
 
+def test_policies_are_enforced_and_what_they_allow_is_compared_with_what_is_seen():
+    deny = """---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: shop}
+spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
+"""
+    done = in_cluster(
+        "k exec shop/client -- curl -s -m 1 http://10.244.1.2; echo $?; k reach --ports tcp/80 --expected; echo $?",
+        file="-", text=SHOP.read_text() + deny,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("28", "0"), done.stdout
+
+
 def test_kinds_without_effect_are_named_in_one_line():
     extra = (
         "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: networking.k8s.io/v1\n"
-        "kind: NetworkPolicy\nmetadata: {name: web}\nspec: {podSelector: {}}\n"
+        "kind: Ingress\nmetadata: {name: web}\nspec: {defaultBackend: {service: {name: web, port: {number: 80}}}}\n"
     )
     done = in_cluster("true", file="-", text=SHOP.read_text() + extra)
     assert done.returncode == 0
     assert "not used: 1 ConfigMap" in done.stderr
-    assert "kept, but without effect here: 1 NetworkPolicy" in done.stderr
+    assert "kept, but without effect here: 1 Ingress" in done.stderr
 
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: nginx}]}\n"
