@@ -16,6 +16,7 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 from k8snet.cluster.objects import key_of, labels_of
 from k8snet.controllers.addresses import SERVICE_NETWORK, assign
 from k8snet.controllers.endpoint_slice import MANAGED_BY, OURS, Backend, render
+from k8snet.controllers.joining import join
 from k8snet.controllers.kube_proxy import conflicts, proxier
 from k8snet.controllers.kube_proxy.service_ports import ProxyConfig, ServicePort, service_ports
 from k8snet.controllers.load_balancer_health import HealthChecks
@@ -47,12 +48,7 @@ class Services:
         self._proxies: dict[tuple[str, str], Any] = {}  # (node, family) -> its kube-proxy
         self._health = HealthChecks(cluster.lab)
         self.check(cluster.objects.values())
-        cluster.controllers.append(self)
-        try:
-            self.sync()
-        except BaseException:
-            cluster.controllers.remove(self)
-            raise
+        join(cluster, self)
 
     def check(self, wanted: Iterable[Any]) -> None:
         """Refuse Services that have one cluster IP or one node port.

@@ -9,6 +9,7 @@ from lightkube.resources.core_v1 import Namespace
 from lightkube.resources.networking_v1 import NetworkPolicy
 
 from k8snet.cluster.objects import labels_of, name_of
+from k8snet.controllers.joining import join
 from k8snet.controllers.network_policy.compiler import PolicyPod, PolicyTable
 from k8snet.controllers.network_policy.rules import Enforcer, program
 from k8snet.errors import InvalidInput
@@ -36,12 +37,7 @@ class NetworkPolicies:
         self.table = PolicyTable([], [])
         self._inputs: object = None  # of the table; nothing is done while they stay the same
         self._enforcers: dict[Node, Enforcer] = {}
-        cluster.controllers.append(self)
-        try:
-            self.sync()
-        except BaseException:
-            cluster.controllers.remove(self)
-            raise
+        join(cluster, self)
 
     def check(self, wanted: Iterable[Any]) -> None:
         """Refuse nothing: policies never contradict each other, they only add up."""
