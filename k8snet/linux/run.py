@@ -148,9 +148,10 @@ def run(
     words = tuple(str(word) for word in argv)
     begun = time.monotonic()
     pipe = subprocess.PIPE
-    child = _spawn(words, fd=fd, resolv=resolv, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+    with _file_of(stdin) as source:
+        child = _spawn(words, fd=fd, resolv=resolv, stdin=source, stdout=pipe, stderr=pipe, env=env)
     try:
-        stdout, stderr = child.communicate(stdin.encode(), timeout=timeout_s)
+        stdout, stderr = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise Timeout(f"`{' '.join(words)}` was still running after {timeout_s:g} s") from None
     finally:
@@ -201,6 +202,14 @@ def scratch() -> Path:
     folder = Path("/run/k8snet")
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _file_of(text: str) -> IO[bytes]:
+    """Return a file in memory that holds *text*; a program reads it without waiting for us, as it does from a pipe."""
+    file = os.fdopen(os.memfd_create("stdin"), "w+b")
+    file.write(text.encode())
+    file.seek(0)  # and what is buffered is written
+    return file
 
 
 def start_shell(

@@ -100,10 +100,12 @@ class Rules:
         return max(sum(map(len, one.values())) for one in (self.filter, self.nat))
 
     def _table(self, name: str, chains: Mapping[str, Sequence[str]], stale: Sequence[str]) -> list[str]:
-        order = [*FILTER[:2], *sorted({*chains, *stale}.difference(FILTER[:2]))]
+        """Return the lines of a table, chains by name: what iptables-legacy has to look for it finds sooner so."""
+        every = {**dict.fromkeys(stale, ()), **chains} if stale else chains
+        order = [*FILTER[:2], *sorted(every.keys() - FILTER[:2])]
         lines = [f"*{name}", *[f":{chain} - [0:0]" for chain in order]]
         for chain in order:
-            lines += chains.get(chain, ())
+            lines += every.get(chain, ())
         lines += [rule for table, rule in self.jumps if table == name]
         return [*lines, *[f"-X {chain}" for chain in sorted(stale)], "COMMIT"]
 
@@ -148,16 +150,17 @@ def _assemble(
     if jumps:
         tables["filter"]["KUBE-FIREWALL"] = []
     active: list[str] = []
+    written: dict[str, tuple[str, ...]] = {}
     for port, (shared, own) in built:
         for table, chain, rule in shared:
             tables[table][chain].append(rule)
         active += own
         if changed is None or (port.namespace, port.name) in changed:
-            tables["nat"].update(own)
+            written.update(own)
     _common(tables["filter"], tables["nat"], config)
     kept = frozenset(active)
     stale = sorted(set(existing) - kept)
-    return Rules(filter=tables["filter"], nat=tables["nat"], jumps=jumps, stale=stale, active=kept)
+    return Rules(filter=tables["filter"], nat={**tables["nat"], **written}, jumps=jumps, stale=stale, active=kept)
 
 
 # -- what is there without any Service -----------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from k8snet.controllers.kube_proxy.service_ports import Endpoint, ProxyConfig, S
 
 __all__ = ["Built", "build"]
 
+PROTOCOLS = {one.upper(): (one, f"-m {one} -p {one}") for one in ("tcp", "udp", "sctp")}
 PAIRS = tuple(map("".join, product("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", repeat=2)))  # of letters: 10 bits of base32
 
 
@@ -22,7 +24,7 @@ class Built(NamedTuple):
     """The rules of one service port."""
 
     shared: tuple[tuple[str, str, str], ...]  # (table, chain, rule): in chains that all Services share
-    own: dict[str, list[str]]  # chain of nat -> its rules
+    own: dict[str, tuple[str, ...]]  # chain of nat -> its rules
 
 
 def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> Built:
@@ -38,16 +40,23 @@ def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> B
 class _Port:
     def __init__(self, port: ServicePort, config: ProxyConfig, *, comments: bool) -> None:
         self.port, self.config, self.comments, self.name = port, config, comments, port.key
-        self.protocol = port.protocol.lower()
-        self.transport = f"-m {self.protocol} -p {self.protocol}"
-        self.found = categorize(port)
-        self.any = self.found.any_anywhere
-        self.inside = self.any and bool(self.found.local or not port.internal_local)
-        self.outside = self.any and bool(self.found.local or not port.external_local)
-        digest = _digest(self.name + self.protocol)
-        self.svc, self.svl = f"KUBE-SVC-{digest}", f"KUBE-SVL-{digest}"
-        self.ext, self.fw = f"KUBE-EXT-{digest}", f"KUBE-FW-{digest}"
+        self.protocol, self.transport = PROTOCOLS[port.protocol]
+        self.found = found = categorize(port)
+        self.any = found.any_anywhere
+        self.inside = self.any and bool(found.local or not port.internal_local)
+        self.outside = self.any and bool(found.local or not port.external_local)
         self.guarded = self.any and bool(port.load_balancer_ips and port.source_ranges)
+        self.digest = _digest(self.name + self.protocol)
+        self.svc, self.svl = f"KUBE-SVC-{self.digest}", f"KUBE-SVL-{self.digest}"
+        self.to_cluster_ip = self.to(port.cluster_ip)
+
+    @property
+    def ext(self) -> str:
+        return f"KUBE-EXT-{self.digest}"
+
+    @property
+    def fw(self) -> str:
+        return f"KUBE-FW-{self.digest}"
 
     def to(self, address: str) -> str:
         return f"{self.transport} -d {address} --dport {self.port.port}"
@@ -56,20 +65,27 @@ class _Port:
 
     def shared(self) -> Iterator[tuple[str, str, str]]:
         if self.inside:
-            yield self._caught("cluster IP", self.port.cluster_ip, self.svl if self.port.internal_local else self.svc)
+            yield self._caught("cluster IP", self.to_cluster_ip, self.svl if self.port.internal_local else self.svc)
         else:
-            yield self._refused("KUBE-SERVICES", self.to(self.port.cluster_ip))
+            yield self._refused("KUBE-SERVICES", self.to_cluster_ip)
+        if self.port.externally_accessible:
+            yield from self._from_elsewhere()
+        if self.port.health_check_node_port:
+            comment = f'-m comment --comment "{self.name} health check node port"'
+            tail = f"-m tcp -p tcp --dport {self.port.health_check_node_port} -j ACCEPT"
+            yield "filter", "KUBE-NODEPORTS", f"-A KUBE-NODEPORTS {comment} {tail}"
+
+    def _from_elsewhere(self) -> Iterator[tuple[str, str, str]]:
         for address in self.port.external_ips:
             if self.any:
-                yield self._caught("external IP", address, self.ext)
+                yield self._caught("external IP", self.to(address), self.ext)
             if not self.outside:
                 yield self._refused("KUBE-EXTERNAL-SERVICES", self.to(address))
         yield from self._load_balanced()
         yield from self._node_port()
 
-    def _caught(self, what: str, address: str, chain: str) -> tuple[str, str, str]:
-        rule = f'-A KUBE-SERVICES -m comment --comment "{self.name} {what}" {self.to(address)} -j {chain}'
-        return "nat", "KUBE-SERVICES", rule
+    def _caught(self, what: str, match: str, chain: str) -> tuple[str, str, str]:
+        return "nat", "KUBE-SERVICES", f'-A KUBE-SERVICES -m comment --comment "{self.name} {what}" {match} -j {chain}'
 
     def _refused(self, chain: str, match: str) -> tuple[str, str, str]:
         """Return the rule for what no endpoint is there for; it is silent where another node has one."""
@@ -79,7 +95,7 @@ class _Port:
     def _load_balanced(self) -> Iterator[tuple[str, str, str]]:
         for address in self.port.load_balancer_ips:
             if self.any:
-                yield self._caught("loadbalancer IP", address, self.fw if self.guarded else self.ext)
+                yield self._caught("loadbalancer IP", self.to(address), self.fw if self.guarded else self.ext)
             if self.guarded:
                 comment = f'-m comment --comment "{self.name} traffic not accepted by {self.fw}"'
                 yield (
@@ -101,35 +117,37 @@ class _Port:
             yield "nat", "KUBE-NODEPORTS", f"{head} {match} -j {self.ext}"
         if port.node_port and not self.outside:
             yield self._refused("KUBE-EXTERNAL-SERVICES", f"-m addrtype --dst-type LOCAL {transport} {match}")
-        if port.health_check_node_port:
-            comment = f'-m comment --comment "{self.name} health check node port"'
-            tail = f"-m tcp -p tcp --dport {port.health_check_node_port} -j ACCEPT"
-            yield "filter", "KUBE-NODEPORTS", f"-A KUBE-NODEPORTS {comment} {tail}"
 
     # in chains of its own
 
-    def own(self) -> dict[str, list[str]]:
+    def own(self) -> dict[str, tuple[str, ...]]:
         port, found, names = self.port, self.found, {}
-        chains: dict[str, list[str]] = {}
-        head = self.name + self.protocol
+        chains: dict[str, tuple[str, ...]] = {}
+        head, comment = self.name + self.protocol, f" -m comment --comment {self.name}" if self.comments else ""
+        sticky = port.affinity_s is not None
         for one in found.reachable:
             text = str(one)
-            names[text] = name = f"KUBE-SEP-{_digest(head + text)}"
-            chains[name] = self._endpoint(one.address, text, name)
+            name = f"KUBE-SEP-{_digest(head + text)}"
+            names[one.address, one.port] = name, text
+            recent = f" -m recent --name {name} --set" if sticky else ""
+            chains[name] = (
+                f"-A {name}{comment} -s {one.address} -j KUBE-MARK-MASQ",
+                f"-A {name}{comment}{recent} {self.transport} -j DNAT --to-destination {text}",
+            )
         for chain, ends in ((self.svc, found.cluster), (self.svl, found.local)):
             called = self.inside and port.internal_local == (chain is self.svl)  # by who calls the cluster IP
             if called or ends:
                 first = self._masquerade_of_cluster_ip(chain) if called else []
-                chains[chain] = first + self._to_endpoints(chain, ends, names)
+                chains[chain] = (*first, *self._to_endpoints(chain, ends, names))
         if self.any and port.externally_accessible:
-            chains[self.ext] = [f"-A {self.ext} {rule}" for rule in self._from_outside()]
+            chains[self.ext] = tuple(f"-A {self.ext} {rule}" for rule in self._from_outside())
         if self.guarded:
-            chains[self.fw] = [f"-A {self.fw} -m comment --comment {rule}" for rule in self._source_ranges()]
+            chains[self.fw] = tuple(f"-A {self.fw} -m comment --comment {rule}" for rule in self._source_ranges())
         return chains
 
     def _masquerade_of_cluster_ip(self, chain: str) -> list[str]:
         """Return the rule for who calls the cluster IP from outside the cluster: answers have to come back this way."""
-        head = f'-A {chain} -m comment --comment "{self.name} cluster IP" {self.to(self.port.cluster_ip)}'
+        head = f'-A {chain} -m comment --comment "{self.name} cluster IP" {self.to_cluster_ip}'
         if self.config.masquerade_all:
             return [f"{head} -j KUBE-MARK-MASQ"]
         return [f"{head} ! -s {self.config.cluster_cidr} -j KUBE-MARK-MASQ"] if self.config.cluster_cidr else []
@@ -155,26 +173,24 @@ class _Port:
             yield from (f"{balanced} -s {one} -j {self.ext}" for one in self.port.load_balancer_ips)
         yield f'"other traffic to {self.name} will be dropped by KUBE-PROXY-FIREWALL"'
 
-    def _to_endpoints(self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[str, str]) -> list[str]:
+    def _to_endpoints(
+        self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[tuple[str, int], tuple[str, str]]
+    ) -> list[str]:
         found, lots, left = [], [], len(endpoints)
-        for text in map(str, endpoints):
-            goal = names[text]
+        for one in endpoints:
+            goal, text = names[one.address, one.port]
             head = f'-A {chain} -m comment --comment "{self.name} -> {text}"' if self.comments else f"-A {chain}"
             if self.port.affinity_s is not None:
                 recent = f"-m recent --name {goal} --rcheck --seconds {self.port.affinity_s} --reap"
                 found.append(f"{head} {recent} -j {goal}")
-            lot = f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
-            lots.append(f"{head}{lot} -j {goal}")
+            lots.append(f"{head}{_lot(left)} -j {goal}")
             left -= 1
         return found + lots
 
-    def _endpoint(self, address: str, text: str, name: str) -> list[str]:
-        head = f"-A {name} -m comment --comment {self.name}" if self.comments else f"-A {name}"
-        recent = f" -m recent --name {name} --set" if self.port.affinity_s is not None else ""
-        return [
-            f"{head} -s {address} -j KUBE-MARK-MASQ",
-            f"{head}{recent} {self.transport} -j DNAT --to-destination {text}",
-        ]
+
+@cache
+def _lot(left: int) -> str:
+    return f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
 
 
 def _digest(text: str) -> str:

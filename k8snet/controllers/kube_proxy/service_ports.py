@@ -13,7 +13,7 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightkube.resources.core_v1 import Service
 from lightkube.resources.discovery_v1 import EndpointSlice
@@ -112,8 +112,7 @@ class ServicePort:
         return self.internal_local or (self.external_local and self.externally_accessible)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Categories:
+class Categories(NamedTuple):
     """The endpoints of a service port, by what may be sent to them."""
 
     cluster: tuple[Endpoint, ...]  # for traffic with policy Cluster
