@@ -12,6 +12,7 @@ import pytest
 from k8snet.errors import InvalidInput
 from k8snet.linux.nsfs import RESOLVER
 from k8snet.linux.run import wait_until
+from k8snet.teach.grade import Prober
 from tests.replay import replay
 
 SHOP = """
@@ -230,7 +231,9 @@ def test_pods_are_told_of_services_that_were_there_before_them(shop):
 
 def test_both_families_are_answered_and_asked(cluster_of):
     cluster = cluster_of(2, ip_families=("v4", "v6"))
-    cluster.apply(SHOP.replace("{selector: {app: web}", "{ipFamilyPolicy: PreferDualStack, selector: {app: web}", 1))
+    dual = "{ipFamilyPolicy: PreferDualStack, "
+    spread = SHOP.replace("{selector: {app: web}", dual + "selector: {app: web}", 1)
+    cluster.apply(spread.replace("{clusterIP", dual + "clusterIP"))
     cluster.start_proxy()
     cluster.start_dns(outside={"six.example": "2001:db8:113::80"})
     client = cluster.run_pod("client", image="pause")
@@ -311,3 +314,16 @@ def test_reach_and_the_network_model_see_the_server_by_udp_and_tcp(shop):
     titles = [line for line in str(matrix).splitlines() if "/53:" in line]
     assert titles == ["UDP/53: 5 ok, 20 refused", "TCP/53: 5 ok, 20 refused"]
     assert shop.check_model().ok
+
+
+def test_a_check_looks_up_names_as_programs_in_a_netns_do(shop):
+    """By the pod's own resolv.conf, for both address families; it tells what that took, and when it gave up."""
+    probe, web = Prober(shop.lab), shop.objects["Service", "default", "web"].spec.clusterIP
+    found = probe.look_up("client", "web")
+    assert (found.addresses, found.asked) == ((web,), ("web.default.svc.cluster.local.",) * 2)
+    assert len(probe.look_up("client", "www.example.com").asked) == 8
+    assert not probe.look_up("shop.db-0", "web").ok
+    shop.node("node2").netns.iptables("-t", "raw", "-I", "PREROUTING", "-d", "10.96.0.10", "-j", "DROP")
+    lost = probe.look_up("client", "web", timeout_s=0.5)
+    assert (lost.addresses, lost.seconds) == ((), 0.5)
+    assert lost.asked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -15,6 +14,7 @@ from k8snet.controllers.kube_proxy.service_ports import Endpoint, ProxyConfig, S
 from k8snet.errors import CommandFailed
 from k8snet.linux.run import wait_until
 from k8snet.linux.sweep import Target, sweep
+from tests.chance import chi_square_p
 from tests.conformance.live_service import Stage
 
 CONFIG = ProxyConfig(node_name="node", node_ips=("192.168.0.2",), cluster_cidr="10.0.0.0/8")
@@ -43,23 +43,6 @@ def stage_of(lab, *ports, sources=("203.0.113.2",)):
 
 def rules_of(netns, backend="nft", family=4):
     return sorted(line for line in netns.iptables_save(backend=backend, family=family).splitlines() if line[0] == "-")
-
-
-def chi_square_p(counts):
-    """Return how likely an even lot is to be at least as uneven as *counts*."""
-    expected, degrees = sum(counts) / len(counts), len(counts) - 1
-    half = sum((count - expected) ** 2 for count in counts) / expected / 2
-    if degrees % 2 == 0:
-        return math.exp(-half) * sum(half**n / math.factorial(n) for n in range(degrees // 2))
-    rest = sum(half ** (n - 0.5) / math.gamma(n + 0.5) for n in range(1, (degrees - 1) // 2 + 1))
-    return math.erfc(math.sqrt(half)) + math.exp(-half) * rest
-
-
-def test_the_chi_square_of_these_tests_is_the_one_of_the_tables():
-    """The 5 % points of 1, 2 and 9 degrees of freedom: 3.841, 5.991 and 16.919."""
-    assert chi_square_p([50 + 9.8, 50 - 9.8]) == pytest.approx(0.05, abs=0.001)
-    assert chi_square_p([100 + 17.307, 100, 100 - 17.307]) == pytest.approx(0.05, abs=0.001)
-    assert chi_square_p([100 + 29.084, 100 - 29.084, *[100] * 8]) == pytest.approx(0.05, abs=0.001)
 
 
 # -- what connections see --------------------------------------------------------------

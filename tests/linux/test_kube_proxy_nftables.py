@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import threading
 from collections import Counter
@@ -16,6 +15,7 @@ from k8snet.errors import CapabilityMissing, CommandFailed
 from k8snet.lab import Attachment, End, Lab
 from k8snet.linux.nftables import apply_script, split
 from k8snet.linux.sweep import Target, sweep
+from tests.chance import chi_square_p
 
 CONFIG = ProxyConfig(
     node_name="node", node_ips=("172.18.0.2",), cluster_cidr="10.244.0.0/16", service_cidrs=("10.96.0.0/12",)
@@ -238,36 +238,13 @@ def test_no_call_is_lost_while_endpoints_and_services_come_and_go(node):
 # -- who answers -------------------------------------------------------------------------------
 
 
-def chi_square_p(counts, total):
-    """Return how likely counts as uneven as these are where every endpoint has the same chance."""
-    freedom, mean = len(counts) - 1, total / len(counts)
-    half = sum((one - mean) ** 2 for one in counts) / mean / 2
-    if freedom == 0:
-        return 1.0
-    a = 0.5 if freedom % 2 else 1.0
-    p = math.erfc(math.sqrt(half)) if freedom % 2 else math.exp(-half)
-    while a < freedom / 2:
-        p += half**a * math.exp(-half) / math.gamma(a + 1)
-        a += 1
-    return p
-
-
-def test_the_chi_square_of_these_tests_agrees_with_the_tables():
-    """The 5 % points of 1, 2 and 9 degrees of freedom."""
-    for freedom, point in ((1, 3.841), (2, 5.991), (9, 16.919)):
-        total = 1000 * (freedom + 1)
-        step = math.sqrt(point * 1000 / 2)
-        counts = [1000 + step, 1000 - step, *[1000] * (freedom - 1)]
-        assert chi_square_p(counts, total) == pytest.approx(0.05, abs=1e-4)
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 def test_connections_are_spread_evenly_over_the_endpoints(node, count):
     Proxier(CONFIG).apply(node, [service(*range(1, count + 1))])
     assert calls(pod(node, 0), 3000) == {"ok": 3000}
     counts = [served(node)[f"pod{n}"] for n in range(1, count + 1)]
     assert sum(counts) == 3000
-    assert chi_square_p(counts, 3000) > 1e-6
+    assert chi_square_p(counts) > 1e-6
 
 
 def test_a_client_comes_back_to_the_endpoint_that_it_had(node):

@@ -128,6 +128,36 @@ def test_a_dual_stack_service_has_an_address_of_each_family():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("spec", "families", "addresses"),
+    [
+        ({"clusterIP": "fd00:10:96::99"}, ["IPv6"], ["fd00:10:96::99"]),
+        ({"clusterIP": "fd00:10:96::99", "ipFamilyPolicy": "PreferDualStack"}, ["IPv6", "IPv4"],
+         ["fd00:10:96::99", "10.96.0.20"]),
+        ({"ipFamilies": ["IPv6"], "ipFamilyPolicy": "RequireDualStack"}, ["IPv6", "IPv4"],
+         ["fd00:10:96::14", "10.96.0.20"]),
+        ({"clusterIPs": ["10.96.0.99", "fd00:10:96::99"]}, ["IPv4", "IPv6"], ["10.96.0.99", "fd00:10:96::99"]),
+        ({"clusterIPs": ["10.96.0.99", "fd00:10:96::99"], "ipFamilyPolicy": "SingleStack"}, ["IPv4"], ["10.96.0.99"]),
+    ],
+)  # fmt: skip
+def test_families_follow_from_what_a_service_names_and_its_addresses_are_kept(spec, families, addresses):
+    """As the API server infers them; once given, they stay when the cluster looks again."""
+    once = assign([service(ports=[PORT], **spec)], ("v4", "v6"))
+    for made in (once, assign(once, ("v4", "v6"))):
+        assert made[0].spec.ipFamilies == families
+        assert made[0].spec.clusterIPs == addresses
+        assert made[0].spec.clusterIP == addresses[0]
+
+
+@pytest.mark.parametrize("ip", [None, "None"])
+def test_a_service_has_slices_of_its_families_alone(ip):
+    """A headless one, too: without a word about families its pods have no AAAA records."""
+    both = backend(1, addresses=("10.244.1.2", "fd00:10:244:1::2"))
+    for policy, kinds in (({}, ["IPv4"]), ({"ipFamilyPolicy": "PreferDualStack"}, ["IPv4", "IPv6"])):
+        made = assign([service(selector={"app": "web"}, ports=[PORT], clusterIP=ip, **policy)], ("v4", "v6"))
+        assert [one.addressType for one in render(made, [both])] == kinds
+
+
 def test_the_cluster_dns_has_its_fixed_address():
     import json
 
