@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from k8snet.capture_cli import app as capture
 from k8snet.cluster_cli import app as cluster
 from k8snet.command_line import COMMAND_LAST, AsJson, InVm, in_sandbox, run_inside
 from k8snet.discovery_cli import app as discovery
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Kubernetes networking, built live in your own kernel.",
 )  # fmt: skip
 cni = typer.Typer(no_args_is_help=True, help="CNI plugins.")
+app.add_typer(capture)
 app.add_typer(cluster)
 app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from k8snet.linux.netns import Netns
 from k8snet.transcript import HOST, Entry, Transcript
 
 if TYPE_CHECKING:
+    from k8snet.observe.capture import capture_all
     from k8snet.observe.diagram import Diagram
     from k8snet.observe.snapshot import Snapshot
 
@@ -276,6 +277,24 @@ class Lab:
         from k8snet.observe.diagram import draw
 
         return draw(self.snapshot(), **options)  # type: ignore[arg-type]  # draw() checks its options
+
+    def capture(self, filter: str = "", *, netns: Iterable[Netns] | None = None) -> capture_all:  # noqa: A002
+        """Watch every interface of the lab while a block runs. See k8snet.observe.capture.
+
+            with lab.capture("tcp port 80") as wire:
+                client.fetch("http://10.0.0.12")
+            wire.save("call.pcapng")
+
+        Args:
+            filter: an expression of pcap-filter(7); empty takes all.
+            netns: some of the lab's, instead of all that there are when the block begins.
+
+        Raises:
+            InvalidInput: the filter cannot be compiled, or there is no netns yet.
+        """
+        from k8snet.observe.capture import capture_all
+
+        return capture_all(self if netns is None else netns, filter)
 
     # -- what a netns asks of its owner --------------------------------------------------
 

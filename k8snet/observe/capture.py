@@ -1,37 +1,34 @@
-"""Capture: the packets that pass an interface, seen by a socket of our own (packet(7))."""
+"""Capture: the packets that pass one interface, or every interface of a lab (packet(7), in rings of our own)."""
 
 from __future__ import annotations
 
-import ctypes
 import html
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from k8snet.errors import CommandFailed, InvalidInput
+from k8snet.errors import InvalidInput
 from k8snet.linux import link
-from k8snet.linux import run as _run
+from k8snet.linux.packet_ring import Frame, PacketRing, Place, compiled
 from k8snet.observe.decode import Decoded, decode
+from k8snet.observe.pcapng import pcapng
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
 
-__all__ = ["Capture", "Packet", "capture"]
+__all__ = ["Capture", "Packet", "capture", "capture_all"]
 
-ETH_P_ALL = 3
-SO_ATTACH_FILTER, SO_TIMESTAMPNS = 26, 35
-OUTGOING = 4  # PACKET_OUTGOING
 PCAP_NANOSECONDS, LINKTYPE_ETHERNET = 0xA1B23C4D, 1
-SOL_PACKET, PACKET_STATISTICS = 263, 6
-COLUMNS = ("ms", "", "from MAC", "to MAC", "packet")
+COLUMNS = ("ms", "where", "", "from MAC", "to MAC", "packet")
 QUIET_S = 0.05  # seconds without a packet after which the wire counts as quiet
-BUFFER = 4 << 20  # bytes asked of the kernel for waiting packets
+SHOWN = 1000  # rows of a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +36,16 @@ class Packet:
     """One packet, as an interface saw it."""
 
     time_ns: int  # nanoseconds since 1970, of the kernel
+    netns: str
     interface: str
     outgoing: bool  # sent by this interface's netns
     length: int  # bytes on the wire
     data: bytes = field(repr=False)
-    decoded: Decoded
+
+    @cached_property
+    def decoded(self) -> Decoded:
+        """What the frame says."""
+        return decode(self.data)
 
     def __str__(self) -> str:
         """Return it on one line."""
@@ -54,8 +56,8 @@ class Packet:
 class Capture:
     """Packets in the order of their arrival; a table in a notebook."""
 
-    netns: str
-    interface: str
+    netns: str  # "" for several
+    interface: str  # "" for all
     packets: list[Packet] = field(default_factory=list)
     lost: int = 0  # packets that the kernel had to drop because we were too slow
 
@@ -71,40 +73,63 @@ class Capture:
         """Return one packet."""
         return self.packets[number]
 
+    @property
+    def _where(self) -> str:
+        """In words, what was watched."""
+        if self.interface:
+            return f"{self.interface} in netns {self.netns}"
+        return "every interface of " + (f"netns {self.netns}" if self.netns else "the lab")
+
     def _rows(self) -> list[tuple[str, ...]]:
         start = self.packets[0].time_ns if self.packets else 0
         return [
             (
-                f"{(one.time_ns - start) / 1e6:.3f}", "out" if one.outgoing else "in",
+                f"{(one.time_ns - start) / 1e6:.3f}", f"{one.netns}/{one.interface}", "out" if one.outgoing else "in",
                 one.decoded.source_mac, one.decoded.destination_mac, one.decoded.summary,
             )
-            for one in self.packets
+            for one in self.packets[:SHOWN]
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        """Return one packet a line: milliseconds, direction, MACs, what it is."""
-        rows = [f"{ms:>9} ms  {way:<3}  {source} > {target}  {what}" for ms, way, source, target, what in self._rows()]
-        rows += [f"({self.lost} packets were lost)"] if self.lost else []
-        return "\n".join(rows) or f"nothing passed {self.interface} in netns {self.netns}"
+        """Return one packet a line: milliseconds, where if that is not one interface, direction, MACs, what it is."""
+        rows = self._rows()
+        width = 0 if self.interface else max((len(row[1]) for row in rows), default=0) + 2
+        lines = [
+            f"{ms:>9} ms  {'' if self.interface else where:<{width}}{way:<3}  {source} > {target}  {what}"
+            for ms, where, way, source, target, what in rows
+        ]
+        return "\n".join([*lines, *self._remarks()]) or f"nothing passed {self._where}"
 
     __repr__ = __str__
+
+    def _remarks(self) -> list[str]:
+        more = len(self.packets) - SHOWN
+        said = [f"({more} more packets)"] if more > 0 else []
+        return [*said, f"({self.lost} packets were lost)"] if self.lost else said
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
         if not self.packets:
             return f"<p>{html.escape(str(self))}</p>"
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in COLUMNS)
-        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self._rows())
-        where = html.escape(f"seen by {self.interface} in netns {self.netns}")
-        lost = f"; {self.lost} lost" if self.lost else ""
+        kept = [n for n, name in enumerate(COLUMNS) if not (self.interface and name == "where")]
+        head = "".join(f"<th style='text-align:left'>{COLUMNS[n]}</th>" for n in kept)
+        body = "".join(f"<tr>{''.join(_cell(row[n]) for n in kept)}</tr>" for row in self._rows())
+        where = html.escape(" ".join([f"seen by {self._where}", *self._remarks()]))
         return (
             "<div style='overflow-x:auto'><table class='k8snet-packets'>"
-            f"<caption style='text-align:left'>{where}{lost}</caption>"
+            f"<caption style='text-align:left'>{where}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the packets as a pcap file, for Wireshark and tcpdump -r (pcap-savefile(5), nanoseconds)."""
+        """Write the packets to a file for Wireshark, tshark and tcpdump -r.
+
+        A name that ends in .pcapng gives a file that names each packet's interface and direction; any other a pcap
+        file (pcap-savefile(5), nanoseconds).
+        """
+        if Path(path).suffix == ".pcapng":
+            Path(path).write_bytes(b"".join(pcapng(self.packets)))
+            return
         with Path(path).open("wb") as file:
             file.write(struct.pack("=IHHiIII", PCAP_NANOSECONDS, 2, 4, 0, 0, 65535, LINKTYPE_ETHERNET))
             for one in self.packets:
@@ -116,7 +141,82 @@ def _cell(text: str) -> str:
     return f"<td style='text-align:left'>{html.escape(text)}</td>"
 
 
-class capture:  # noqa: N801  # reads as a verb: with capture(netns, "eth0") as wire
+class _Watched:
+    """A ring in one netns, and the names of its interfaces."""
+
+    def __init__(self, netns: Place, interface: str, program: bytes | None) -> None:
+        self.netns = netns
+        self.ring = PacketRing(netns, interface=interface, program=program)
+        self.names = self._named()
+
+    def _named(self) -> dict[int, str]:
+        return dict(self.netns.inside(socket.if_nameindex))
+
+    def take(self) -> Iterator[Packet]:
+        for one in self.ring.read():
+            if one.interface not in self.names:
+                self.names = {**self.names, **self._named()}
+            name = self.names.setdefault(one.interface, f"#{one.interface}")  # it was gone before we could ask
+            if not (name == "lo" and one.outgoing):  # lo shows each packet twice, on its way out and on its way in
+                yield self._packet(name, one)
+
+    def _packet(self, interface: str, frame: Frame) -> Packet:
+        return Packet(
+            time_ns=frame.time_ns, netns=self.netns.name, interface=interface, outgoing=frame.outgoing,
+            length=frame.length, data=frame.data,
+        )  # fmt: skip
+
+
+class _Watch:
+    """Rings, and the thread that empties them."""
+
+    def __init__(self, places: Sequence[tuple[Place, str]], filter_: str, result: Capture) -> None:
+        self._places, self._result = places, result
+        self._program = compiled(filter_) if filter_ else None
+        self._done = threading.Event()
+
+    def __enter__(self) -> Capture:
+        """Start, and return the list that fills."""
+        self._watched: list[_Watched] = []
+        try:
+            for netns, interface in self._places:
+                self._watched.append(_Watched(netns, interface, self._program))
+        except BaseException:
+            self._close()
+            raise
+        self._thread = threading.Thread(target=self._read, name="k8snet-capture", daemon=True)
+        self._thread.start()
+        return self._result
+
+    def __exit__(self, *_: object) -> None:
+        """Stop once the wire is quiet, for 1 s at most."""
+        self._done.set()
+        self._thread.join()
+        self._result.packets.sort(key=lambda one: one.time_ns)  # of several rings
+        self._result.lost = sum(one.ring.lost for one in self._watched)
+        self._close()
+
+    def _close(self) -> None:
+        for one in self._watched:
+            one.ring.close()
+
+    def _read(self) -> None:
+        deadline = float("inf")
+        poll = select.poll()
+        for one in self._watched:
+            poll.register(one.ring, select.POLLIN)
+        while time.monotonic() < deadline:
+            ready = {fd for fd, _ in poll.poll(QUIET_S * 1000)}
+            if not ready and self._done.is_set():
+                return
+            for one in self._watched:
+                if one.ring.fileno() in ready:
+                    self._result.packets += one.take()
+            if self._done.is_set():
+                deadline = min(deadline, time.monotonic() + 1)
+
+
+class capture(_Watch):  # noqa: N801  # reads as a verb: with capture(netns, "eth0") as wire
     """Watch an interface while a block runs.
 
     Like: tcpdump -n -e -i INTERFACE FILTER
@@ -138,69 +238,22 @@ class capture:  # noqa: N801  # reads as a verb: with capture(netns, "eth0") as 
             InvalidInput: the filter cannot be compiled; the message is libpcap's.
         """
         link.index_of(netns, interface)
-        self._netns = netns
-        self._program = _compiled(filter) if filter else None
-        self._result = Capture(netns.name, interface)
-        self._done = threading.Event()
-
-    def __enter__(self) -> Capture:
-        """Start, and return the list that fills."""
-        self._socket = self._netns.inside(self._open)
-        self._thread = threading.Thread(target=self._read, name="k8snet-capture", daemon=True)
-        self._thread.start()
-        return self._result
-
-    def __exit__(self, *_: object) -> None:
-        """Stop once the wire is quiet, for 1 s at most."""
-        self._done.set()
-        self._thread.join()
-        statistics = self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
-        self._result.lost = struct.unpack("=II", statistics)[1]
-        self._socket.close()
-
-    def _open(self) -> socket.socket:
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # deaf until bound
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        if self._program:
-            instructions = ctypes.create_string_buffer(self._program, len(self._program))
-            head = struct.pack("HP", len(self._program) // 8, ctypes.addressof(instructions))
-            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
-        sock.bind((self._result.interface, ETH_P_ALL))
-        sock.setblocking(False)
-        return sock
-
-    def _read(self) -> None:
-        deadline = float("inf")
-        while True:
-            if select.select([self._socket], [], [], QUIET_S)[0]:
-                self._take()
-            elif self._done.is_set():
-                return
-            if self._done.is_set():
-                deadline = min(deadline, time.monotonic() + 1)
-                if time.monotonic() > deadline:
-                    return
-
-    def _take(self) -> None:
-        data, ancillary, _, address = self._socket.recvmsg(65536, 64)
-        stamp = next((struct.unpack("=qq", raw[:16]) for _, kind, raw in ancillary if kind == SO_TIMESTAMPNS), (0, 0))
-        loopback = self._result.interface == "lo"
-        if loopback and address[2] == OUTGOING:
-            return  # lo shows each packet twice, on its way out and on its way in
-        self._result.packets.append(
-            Packet(
-                time_ns=stamp[0] * 10**9 + stamp[1], interface=self._result.interface,
-                outgoing=address[2] == OUTGOING, length=len(data), data=data, decoded=decode(data),
-            )
-        )  # fmt: skip
+        super().__init__([(netns, interface)], filter, Capture(netns.name, interface))
 
 
-def _compiled(expression: str) -> bytes:
-    """Return a filter as the kernel takes it: 8 bytes an instruction, compiled by libpcap."""
-    try:
-        text = _run.run(["tcpdump", "-y", "EN10MB", "-ddd", expression]).stdout
-    except CommandFailed as error:
-        raise InvalidInput(f"filter {expression!r}: {error.stderr.strip().removeprefix('tcpdump: ')}") from None
-    lines = text.split("\n")[1:]
-    return b"".join(struct.pack("=HBBI", *map(int, line.split())) for line in lines if line)
+class capture_all(_Watch):  # noqa: N801  # as capture
+    """Watch every interface of several netns while a block runs. See Lab.capture()."""
+
+    def __init__(self, netns: Iterable[Place], filter: str = "") -> None:  # noqa: A002  # tcpdump's word
+        """Prepare to watch; the block starts it.
+
+        Args:
+            filter: an expression of pcap-filter(7); empty takes all.
+
+        Raises:
+            InvalidInput: there is nothing to watch, or the filter cannot be compiled; the message is libpcap's.
+        """
+        places = [(one, "") for one in netns]
+        if not places:
+            raise InvalidInput("there is no netns to watch")
+        super().__init__(places, filter, Capture(places[0][0].name if len(places) == 1 else "", ""))

@@ -55,6 +55,30 @@ def test_the_rules_of_a_service_are_told_in_the_shell():
         assert said in done.stdout, done.stdout
 
 
+def test_what_passes_is_printed_or_kept_while_a_command_runs_and_its_exit_code_is_passed_on(tmp_path):
+    """One ping from pod to pod, as each interface saw it; a file that tcpdump reads; and what cannot be watched."""
+    file = tmp_path / "ping.pcapng"
+    ping = "k exec -n shop client -- ping -c1 10.244.1.2"
+    done = in_cluster(f"""
+        export -f k
+        k capture --filter 'icmp[icmptype] == icmp-echo' -- bash -c '{ping} > /dev/null; exit 3'
+        echo "code $?"
+        k capture -o {file} --netns shop.client --filter icmp -- bash -c '{ping}' > /dev/null
+        k capture --netns shop.nobody
+        k capture --seconds 0.1 --filter 'icmp and also'
+        k capture --seconds 0.1 -o {tmp_path}/missing/file
+    """)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "code 3", done.stderr
+    assert len({line.split()[2] for line in lines[:-1]}) == len(lines) - 1 >= 4
+    assert lines[0].split()[2:4] == ["shop.client/eth0", "out"]
+    assert f"2 packets in {file}" in done.stderr
+    read = subprocess.run(["tcpdump", "-nr", file], capture_output=True, text=True, check=True).stdout
+    assert read.count("ICMP echo") == 2
+    for said in ("shop.nobody", "filter 'icmp and also'", "no folder"):
+        assert said in done.stderr
+
+
 def test_the_commands_of_the_shell_work_on_its_cluster():
     done = in_cluster("""
         k get pods -n shop | wc -l
