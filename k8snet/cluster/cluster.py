@@ -289,16 +289,16 @@ class Cluster(Views):
         for family in node.pod_cidrs:
             netns.add_address(BRIDGE, node.gateway_with_length(family))
             if self.masquerade:
-                self._masquerade(node, family)
+                self.plain_masquerade(node, family)
         self.pod_network.join(node, list(self.nodes.values()))
         self.nodes[node.name] = node
         return node
 
-    def _masquerade(self, node: Node, family: str) -> None:
-        """Let pods talk to what is outside as if the node did, as flannel's rule does."""
+    def plain_masquerade(self, node: Node, family: str, verb: str = "-A") -> None:
+        """Let pods talk to what is outside as if the node did, as flannel's rule does; with "-D" no longer."""
         inside = str(self.cluster_networks[family])
         node.netns.iptables(
-            "-t", "nat", "-A", "POSTROUTING", "-s", node.pod_cidrs[family], "!", "-d", inside, "-j", "MASQUERADE",
+            "-t", "nat", verb, "POSTROUTING", "-s", node.pod_cidrs[family], "!", "-d", inside, "-j", "MASQUERADE",
             family=6 if family == "v6" else 4,
         )  # fmt: skip
 
@@ -456,6 +456,7 @@ class Cluster(Views):
         for node in placed:
             link.await_carrier(node.netns, link.ports_of(node.netns, BRIDGE))
         live = [pod for pod in pods if pod.own_netns]
+        self.isolate()
         for number, pod in enumerate(live, 1):
             pod.start()
             self._progress("pods started", number, len(live))

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from k8snet.cluster.cluster import Cluster
     from k8snet.cluster.workloads import PodPlan
     from k8snet.controllers.cluster_dns import ClusterDns
+    from k8snet.controllers.egress_gateway import EgressGateway
+    from k8snet.controllers.egress_masquerade import Masquerade
     from k8snet.controllers.load_balancer import LoadBalancer
     from k8snet.controllers.network_policy.controller import NetworkPolicies
     from k8snet.controllers.services import Services
@@ -31,6 +33,9 @@ class Views:
 
     lab: Lab
     lock: Any  # threading.RLock
+
+    def isolate(self) -> None:
+        """Do what is due once pods have addresses, and before anything runs in them: policies replace this."""
 
     @property
     def _me(self) -> Cluster:
@@ -139,6 +144,54 @@ class Views:
 
         with self.lock:
             return LoadBalancer(self._me, mode=mode, pool=pool)
+
+    def start_masquerade(
+        self, *, non_masquerade_cidrs: Sequence[str] | None = None, masq_link_local: bool = False
+    ) -> Masquerade:
+        """Let packets leave a node as if from the node, with exceptions, by ip-masq-agent's rules.
+
+        They take the place of the rule that the cluster came with, until stop().
+
+        Args:
+            non_masquerade_cidrs: networks that see pods by their own addresses; None: the private ones, 10.0.0.0/8,
+                172.16.0.0/12 and 192.168.0.0/16, and fc00::/7 where the cluster has IPv6.
+            masq_link_local: masquerade what goes to link-local addresses, too.
+
+        Raises:
+            InvalidAddress, InvalidInput: a network that cannot be, more than 64, or it runs already.
+        """
+        from k8snet.controllers.egress_masquerade import Masquerade
+
+        with self.lock:
+            return Masquerade(
+                self._me, non_masquerade_cidrs=non_masquerade_cidrs, masq_link_local=masq_link_local
+            )  # fmt: skip
+
+    def start_egress_gateway(
+        self, *, node: str | Sequence[str], address: str, destinations: Sequence[str],
+        pods: Mapping[str, str] | None = None, namespace: str | None = "default",
+    ) -> EgressGateway:  # fmt: skip
+        """Let chosen pods leave for chosen networks by one node, with one address, wherever they run.
+
+        Where several of these fit a packet, the one that was started last counts.
+
+        Args:
+            node: the gateway, or several nodes: the first that lives is it. If none does, the pods are refused.
+            address: a free one on the nodes' network, which the gateway answers ARP for.
+            destinations: networks; what is inside the cluster is left alone even by "0.0.0.0/0".
+            pods: the labels that they have; None: all pods of the namespace.
+            namespace: of the pods; None: every one.
+
+        Raises:
+            NotFound: there is no such node.
+            InvalidAddress, InvalidInput: an address or a network that cannot be, or that somebody has.
+        """
+        from k8snet.controllers.egress_gateway import EgressGateway
+
+        with self.lock:
+            return EgressGateway(
+                self._me, node=node, address=address, destinations=destinations, pods=pods, namespace=namespace
+            )  # fmt: skip
 
     def start_network_policy(self) -> NetworkPolicies:
         """Enforce the cluster's NetworkPolicies on every node, in step with policies, pods and labels from now on.

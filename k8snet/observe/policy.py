@@ -23,7 +23,7 @@ __all__ = ["Check", "Direction", "Explanation", "PolicyWork", "RuleWork", "expla
 PORT = re.compile(r"(?:(tcp|udp|sctp)/)?(\d{1,5})|(icmp)", re.IGNORECASE)
 
 MARKS = {True: "✔", False: "✘"}
-COLOURS = {True: "#15803d", False: "#b91c1c"}
+COLOURS = {True: "#15803d", False: "#dc2626"}  # legible on light and dark pages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from k8snet.errors import K8snetError
+from dnslib import DNSRecord
+
+from k8snet.errors import K8snetError, Timeout
+from k8snet.observe.capture import capture
 from k8snet.teach.card import card, inline
 
 if TYPE_CHECKING:
@@ -14,7 +19,17 @@ if TYPE_CHECKING:
     from k8snet.linux.probe import Connect, Fetch, Listener, Ping
     from k8snet.observe.snapshot import Snapshot
 
-__all__ = ["Check", "Finding", "Prober", "Result", "grade"]
+__all__ = ["Check", "Finding", "LookUp", "Prober", "Result", "grade"]
+
+GETADDRINFO = """
+import socket, sys
+try:
+    found = socket.getaddrinfo(sys.argv[1], None, type=socket.SOCK_STREAM)
+except socket.gaierror:
+    found = []
+print(*dict.fromkeys(one[4][0] for one in found))
+"""  # what most programs call
+UDP_DATA = 14 + 20 + 8  # bytes of headers before it: Ethernet, IPv4, UDP
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,21 @@ class Finding:
     def __str__(self) -> str:
         """Return it on one line."""
         return f"{'✔' if self.ok else '✘'} {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookUp:
+    """What a program finds behind a name, and what it took."""
+
+    name: str
+    addresses: tuple[str, ...]  # none: it found nothing, or gave up
+    asked: tuple[str, ...]  # the name in each query that was sent by UDP, with the final dot
+    seconds: float  # until then
+
+    @property
+    def ok(self) -> bool:
+        """Whether there was an address."""
+        return bool(self.addresses)
 
 
 class Prober:
@@ -46,9 +76,25 @@ class Prober:
         """Try a port from the netns *source*. See k8snet.linux.probe.connect()."""
         return self._lab[source].connect(destination, port, protocol=protocol, timeout_s=timeout_s)
 
-    def fetch(self, source: str, url: str, *, timeout_s: float = 2.0) -> Fetch:
+    def fetch(
+        self, source: str, url: str, *, timeout_s: float = 2.0, headers: dict[str, str] | None = None
+    ) -> Fetch:  # fmt: skip
         """Ask for a page from the netns *source*. See k8snet.linux.probe.fetch()."""
-        return self._lab[source].fetch(url, timeout_s=timeout_s)
+        return self._lab[source].fetch(url, timeout_s=timeout_s, headers=headers)
+
+    def look_up(self, source: str, name: str, *, timeout_s: float = 10.0) -> LookUp:
+        """Look up a name as programs in the netns *source* do, by what they see as /etc/resolv.conf.
+
+        Like: getent ahosts NAME, but for addresses of both families
+        """
+        netns, found, seconds = self._lab[source], "", timeout_s
+        with capture(netns, "eth0", "udp dst port 53") as wire, contextlib.suppress(Timeout):
+            done = netns.run(sys.executable, "-Ic", GETADDRINFO, name, timeout_s=timeout_s)
+            found, seconds = done.stdout, done.seconds
+        return LookUp(
+            name=name, addresses=tuple(found.split()), seconds=seconds,
+            asked=tuple(str(DNSRecord.parse(one.data[UDP_DATA:]).q.qname) for one in wire),
+        )  # fmt: skip
 
     def listen(self, netns: str, port: int, *, protocol: str = "tcp") -> Listener:
         """Serve a port while a `with` block runs, to have something to reach."""

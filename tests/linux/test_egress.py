@@ -137,8 +137,18 @@ def test_other_destinations_and_the_cluster_itself_are_left_alone(shop):
 def test_everywhere_does_not_mean_the_pods_and_nodes_of_the_cluster(shop):
     cluster, _ = shop(destinations=["0.0.0.0/0"])
     assert as_seen(cluster) == [ADDRESS, ADDRESS, "172.18.0.1"]
-    assert seen(cluster.pod("pay-1"), cluster.pod("pay-2").address) == cluster.pod("pay-1").address
+    inside, pod = cluster.run_pod("web", ports=[80], node="node3"), cluster.pod("pay-1")
+    assert seen(pod, inside.address) == pod.address
+    way = cluster.node("node1").netns.route_to(inside.address, source=pod.address, iif="cni0")
+    assert way["gateway"] == "172.18.0.3"  # and no detour by node2
     assert cluster.check_model().ok
+
+
+def test_a_pod_in_the_netns_of_its_node_leaves_as_the_node(shop):
+    cluster, gateway = shop()
+    pod = cluster.run_pod("pay-3", node="node1", labels={"app": "pay"}, host_network=True)
+    assert pod not in gateway.pods
+    assert seen(cluster.node("node1").netns) == "172.18.0.1"
 
 
 def test_pods_that_come_go_and_change_are_followed(shop):
@@ -183,6 +193,21 @@ def test_the_next_node_takes_over_and_gives_back(shop):
     assert (gateway.node, seen(cluster.pod("pay-1"))) == ("node3", ADDRESS)
 
 
+def test_a_thousand_pods_fit(cluster_of):
+    """An ordinary user's netlink socket takes some 500 rules of iptables at once."""
+    cluster = cluster_of(1)
+    pod = cluster.run_pod("web", node="node1")
+    gateway = cluster.start_egress_gateway(
+        node="node1", address=ADDRESS, destinations=[f"198.51.{number}.0/24" for number in range(100)] * 2 + OUTSIDE
+    )
+    pod.addresses += tuple(f"10.244.200.{number}" for number in range(1, 11))  # as if it had eleven
+    cluster.sync()
+    pod.addresses = pod.addresses[:1]
+    assert sum("SNAT" in one for one in nat(cluster, "node1")) == 11 * 101
+    assert seen(pod) == ADDRESS
+    gateway.stop()
+
+
 def test_it_leaves_nothing_behind(shop):
     cluster, gateway = shop(node=["node3", "node2"])
     cluster.add_node()
@@ -202,6 +227,22 @@ def test_it_leaves_nothing_behind(shop):
             f"-A POSTROUTING -s 10.244.{name[-1]}.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"
         ]  # fmt: skip
         assert len(cluster.node(name).netns.run("ip", "rule").stdout.splitlines()) == 3
+
+
+def test_what_somebody_took_away_by_hand_is_no_obstacle(shop):
+    cluster, gateway = shop()
+    agent = cluster.start_masquerade()
+    before = cluster.run_pod("pay-3", node="node1", labels={"app": "pay"})
+    for name in ("node1", "node2"):
+        node = cluster.node(name).netns
+        node.sh(
+            "iptables -t nat -F POSTROUTING; ip rule flush; ip rule add lookup main; ip route flush table 101 || true"
+        )
+    cluster.node("node2").netns.delete_address("eth0", f"{ADDRESS}/32")
+    cluster.delete("pod", before.name)
+    gateway.stop()
+    agent.stop()
+    assert as_seen(cluster) == ["172.18.0.1", "172.18.0.2", "172.18.0.1"]
 
 
 def test_the_gateway_started_last_counts_on_every_node(shop):

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from k8snet.cluster.pod import Pod
 from k8snet.errors import InvalidInput, NotFound
 
 SHOP = """
@@ -101,6 +102,20 @@ def test_new_pods_and_new_nodes_are_under_the_policies_that_there_are(shop):
     assert opens(cluster, "api", "shop/web-3") == "ok"
     cluster.remove_node("node3")
     assert opens(cluster, "api") == "ok"
+
+
+def test_a_pod_is_under_its_policies_before_anything_runs_in_it(shop, monkeypatch):
+    """Source: kubernetes.io, Network Policies, "Pod lifecycle": isolated before its first container starts."""
+    known, start = [], Pod.start
+
+    def watched(pod):
+        known.append(pod.address in str(pod.home.netns.nft_list()))
+        start(pod)
+
+    cluster = shop(policy(DENY))
+    monkeypatch.setattr(Pod, "start", watched)
+    cluster.apply(pod("late", "node1") + pod("later", "node2"))
+    assert known == [True, True]
 
 
 def test_a_named_port_is_looked_up_in_each_pod_that_is_called(shop):

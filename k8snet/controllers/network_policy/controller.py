@@ -38,6 +38,7 @@ class NetworkPolicies:
         self._inputs: object = None  # of the table; nothing is done while they stay the same
         self._enforcers: dict[Node, Enforcer] = {}
         join(cluster, self)
+        cluster.isolate = self.sync  # type: ignore[method-assign]
 
     def check(self, wanted: Iterable[Any]) -> None:
         """Refuse nothing: policies never contradict each other, they only add up."""
@@ -66,6 +67,7 @@ class NetworkPolicies:
                 one.remove(node.netns)
         self._enforcers.clear()
         self.cluster.controllers.remove(self)
+        del self.cluster.isolate  # the class's is left
 
 
 def table_of(cluster: Cluster) -> PolicyTable:
