@@ -24,6 +24,7 @@ SERVICE_NETWORK = {"v4": "10.96.0.0/12", "v6": "fd00:10:96::/112"}
 DNS_ADDRESS = {"v4": "10.96.0.10", "v6": "fd00:10:96::a"}  # of kube-system/kube-dns
 FIRST = 20  # of the addresses that are handed out; those before are for what a cluster itself needs
 NODE_PORTS = range(30_000, 32_768)
+WORDS = {"v4": "IPv4", "v6": "IPv6"}  # as the API says it
 
 
 def assign(services: Iterable[Service], families: Sequence[str]) -> list[Service]:
@@ -62,11 +63,15 @@ def _free(family: str, taken: set[str]) -> Iterator[str]:
 
 def _with_addresses(service: Service, families: Sequence[str], pools: dict[str, Iterator[str]]) -> Service:
     spec = service.spec
-    if spec is None or spec.clusterIP == "None" or spec.type == "ExternalName":
+    if spec is None or spec.type == "ExternalName":
         return service
+    mine = families_of(service, families)
+    spec = msgspec.structs.replace(spec, ipFamilies=[WORDS[family] for family in mine])
+    if spec.clusterIP == "None":
+        return msgspec.structs.replace(service, spec=spec)
     have = _ips(service)
     found = []
-    for family in families_of(service, families):
+    for family in mine:
         own = next((ip for ip in have if (":" in ip) == (family == "v6")), None)
         is_dns = (namespace_of(service), name_of(service)) == ("kube-system", "kube-dns")
         found.append(own or (DNS_ADDRESS[family] if is_dns else _next(pools[family], service)))
@@ -76,12 +81,18 @@ def _with_addresses(service: Service, families: Sequence[str], pools: dict[str, 
 
 
 def families_of(service: Service, families: Sequence[str]) -> list[str]:
-    """Return the families that a Service has in a cluster of *families*, in its order."""
+    """Return the families that a Service has in a cluster of *families*, in its order: first those it names.
+
+    Source: kubernetes pkg/registry/core/service/storage/alloc.go, initIPFamilyFields.
+    """
     spec = service.spec
-    dual = spec is not None and (spec.ipFamilyPolicy or "SingleStack") != "SingleStack"
-    words = (spec.ipFamilies if spec else None) or ()
-    wanted = [_family(word) for word in words] or list(families if dual else families[:1])
-    return [one for one in wanted if one in families] or list(families[:1])
+    policy = (spec.ipFamilyPolicy if spec else None) or ""
+    named = [_family(word) for word in (spec.ipFamilies if spec else None) or ()]
+    wanted = dict.fromkeys(named or ["v6" if ":" in ip else "v4" for ip in _ips(service)])
+    found = [one for one in wanted if one in families] or list(families[:1])
+    if policy == "SingleStack":
+        return found[:1]
+    return [*found, *(one for one in families if policy and one not in found)]
 
 
 def _family(word: str) -> str:

@@ -65,8 +65,11 @@ def render(services: Iterable[Service], backends: Iterable[Backend]) -> list[End
 
 
 def _slices(service: Service, chosen: Sequence[Backend]) -> Iterator[EndpointSlice]:
-    """Yield the slices of a Service: pods whose named ports differ in number cannot share one."""
+    """Yield the slices of a Service: of its families, and pods whose named ports differ in number cannot share one."""
+    families = service.spec.ipFamilies if service.spec else None
     for version, kind in ADDRESS_TYPES.items():
+        if families and kind not in families:
+            continue
         groups: dict[tuple[tuple[str, int], ...], list[Backend]] = {}
         for one in chosen:
             if _address(one, version):
