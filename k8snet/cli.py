@@ -13,6 +13,7 @@ from k8snet.cluster_cli import app as cluster
 from k8snet.command_line import COMMAND_LAST, AsJson, InVm, in_sandbox, run_inside
 from k8snet.discovery_cli import app as discovery
 from k8snet.errors import K8snetError, NotFound
+from k8snet.ingress_cli import app as ingress
 from k8snet.jupyter.vm.cli import app as vm
 from k8snet.proxy_cli import app as proxy
 from k8snet.rules_cli import app as rules
@@ -32,6 +33,7 @@ app.add_typer(cluster)
 app.add_typer(cni, name="cni")
 kernelspec = typer.Typer(no_args_is_help=True, help="The kernelspec k8snet, for a Jupyter of another environment.")
 app.add_typer(discovery)
+app.add_typer(ingress, name="ingress")
 app.add_typer(kernelspec, name="kernelspec")
 app.add_typer(proxy, name="proxy")
 app.add_typer(rules)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from k8snet.command_line import COMMAND_LAST, AsJson, InVm, in_sandbox, stop_on_error, tell
-from k8snet.errors import InvalidInput
+from k8snet.errors import InvalidInput, NotFound
 
 # What a command needs is imported in it, so that `k8snet --help` starts at once.
 
@@ -195,6 +195,48 @@ def reach(
         typer.echo(answer["out"])
         code = answer["code"]
     raise typer.Exit(code)
+
+
+@app.command()
+@_of_a_cluster
+def trace(
+    files: Annotated[
+        list[str] | None,
+        typer.Option("-f", "--filename", help="Manifests to build a cluster of.", show_default="this shell's cluster"),
+    ] = None,
+    *,
+    source: Annotated[str, typer.Option("--from", help="NAMESPACE/POD, a node, or internet.")],
+    target: Annotated[str, typer.Option("--to", help="HOST:PORT: web.shop:80, node1:30080, 10.96.0.20:80.")],
+    udp: Annotated[bool, typer.Option("--udp", help="A datagram instead of a connection.")] = False,
+    as_json: AsJson = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write it as a page into this file.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds of silence that count as lost.")] = 2.0,
+    family: Annotated[str, typer.Option("--family", help="v4 or v6, of the address that a name stands for.")] = "v4",
+    options: dict[str, Any],
+) -> None:
+    """Send a packet, and print its way through every interface, hook and rule; exit with 1 if it did not arrive."""
+    if page and not page.absolute().parent.is_dir():
+        raise NotFound(f"--html {page}: there is no folder {page.absolute().parent}")
+    asked: dict[str, Any] = {
+        "source": source, "target": target, "protocol": "udp" if udp else "tcp", "timeout_s": timeout,
+        "family": family, "form": "html" if page else "json" if as_json else "text",
+    }  # fmt: skip
+    from k8snet import session
+
+    if not files:
+        answer = session.ask("trace", **asked)
+        stop_on_error(answer)
+    else:
+        _in_own_sandbox(vm=options.pop("vm"))
+        from k8snet.cluster.manifests import load
+
+        with session.built(load(*files, lenient=options.pop("lenient")), **options) as cluster:
+            answer = session.Session(cluster).do_trace(**asked)
+    if page:
+        page.write_text(answer["out"])
+    else:
+        typer.echo(answer["out"])
+    raise typer.Exit(answer["code"])
 
 
 @app.command()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from k8snet.observe.capture import capture_all
     from k8snet.observe.diagram import Diagram
     from k8snet.observe.snapshot import Snapshot
+    from k8snet.observe.walk import Connection
 
 __all__ = ["Attachment", "End", "Lab", "open_lab"]
 
@@ -295,6 +296,23 @@ class Lab:
         from k8snet.observe.capture import capture_all
 
         return capture_all(self if netns is None else netns, filter)
+
+    def trace(
+        self, source: Netns, destination: str, port: int, *, protocol: str = "tcp", timeout_s: float = 2.0
+    ) -> Connection:
+        """Open a connection, and return the way of its first packet and of the first answer. See k8snet.observe.trace.
+
+        Args:
+            source: a netns of the lab.
+            protocol: "tcp" or "udp".
+            timeout_s: seconds of silence after which it counts as lost.
+
+        Raises:
+            InvalidAddress, InvalidInput: an argument cannot be.
+        """
+        from k8snet.observe.trace import trace
+
+        return trace(self, source, destination, port, protocol=protocol, timeout_s=timeout_s)
 
     # -- what a netns asks of its owner --------------------------------------------------
 

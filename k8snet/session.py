@@ -3,7 +3,7 @@
     k8snet up       the cluster lives in this process, inside a sandbox
     ├── a shell, or the command after `--`, with K8SNET_LAB in its environment
     └── a thread that answers at the socket K8SNET_LAB: one JSON line asks, one answers
-            k8snet get | apply | delete | exec | reach | check | diagram | rules | why
+            k8snet get | apply | delete | exec | reach | check | diagram | rules | why | trace
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def up(sources: Sequence[str], command: Sequence[str], *, lenient: bool = False,
             console.print(line, markup=False, soft_wrap=True)
         if not command:
             console.print("\nA shell with this cluster: k8snet get, exec, apply, delete, reach, check, diagram, rules, "
-                          "why. Leave it with exit; nothing stays.", soft_wrap=True)  # fmt: skip
+                          "why, trace, capture. Leave it with exit; nothing stays.", soft_wrap=True)  # fmt: skip
         return _run(list(command), path)
 
 
@@ -357,6 +357,12 @@ class Session:
         """Return the rules that a packet passes."""
         found = self.cluster.why(source, target, **options)
         return {"out": _dumped(found.as_dict(), "json") if as_json else str(found)}
+
+    def do_trace(self, form: str, **options: Any) -> dict[str, Any]:
+        """Return the way of a packet, as text, JSON or a page."""
+        found = self.cluster.trace(**options)
+        told = {"text": found.__str__, "json": found.json, "html": found.page}[form]
+        return {"out": told(), "code": 0 if found.request.arrived else 1}
 
 
 ALL = ("Pod", "Service", "DaemonSet", "Deployment", "ReplicaSet", "StatefulSet", "Job")  # kubectl get all

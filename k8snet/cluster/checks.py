@@ -15,6 +15,7 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 from lightkube.resources.networking_v1 import NetworkPolicy
 
 from k8snet.cluster import objects as o
+from k8snet.cluster.edge_checks import edge_problems
 from k8snet.cluster.layout import unfit
 from k8snet.cluster.objects import KubeObject, Problem, show
 from k8snet.errors import InvalidAddress
@@ -63,6 +64,8 @@ def problems(obj: KubeObject) -> Iterator[Problem]:
         yield from _slice(obj)
     elif isinstance(obj, NetworkPolicy):
         yield from _policy(obj)
+    else:
+        yield from edge_problems(obj)
 
 
 def _name(path: str, name: str | None, *, label: bool) -> Iterator[Problem]:

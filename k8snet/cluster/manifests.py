@@ -21,6 +21,7 @@ from lightkube.resources.core_v1 import Namespace, Node, Pod
 
 from k8snet.cluster import objects as o
 from k8snet.cluster.checks import problems
+from k8snet.cluster.edge_checks import TLS_SECRET
 from k8snet.cluster.objects import KINDS, KubeObject, Problem, show
 from k8snet.errors import InvalidManifest
 from k8snet.linux.address import IPNetwork, host_address, network
@@ -266,6 +267,8 @@ def _model(where: str, document: Any) -> type[KubeObject] | None:
     refused = o.refusal(document["apiVersion"], document["kind"])
     if refused:
         raise InvalidManifest(f"{where}: {refused}")
+    if document["kind"] == "Secret" and document.get("type") != TLS_SECRET:
+        return None
     return KINDS.get((document["apiVersion"], document["kind"]))
 
 

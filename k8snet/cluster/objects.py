@@ -12,21 +12,20 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin
 
 import msgspec
-from lightkube.core.schema import DictMixin
 from lightkube.models.core_v1 import PodSpec  # noqa: TC002  # as for all models: at run time, where they are read
 from lightkube.models.meta_v1 import LabelSelector, ObjectMeta
 from lightkube.resources.apps_v1 import DaemonSet, Deployment, ReplicaSet, StatefulSet
 from lightkube.resources.batch_v1 import Job
-from lightkube.resources.core_v1 import Namespace, Node, Pod, Service
+from lightkube.resources.core_v1 import Namespace, Node, Pod, Secret, Service
 from lightkube.resources.discovery_v1 import EndpointSlice
 from lightkube.resources.networking_v1 import Ingress, IngressClass, NetworkPolicy
 
+from k8snet.cluster.gateway_api import Gateway, GatewayClass, HTTPRoute, ReferenceGrant
 from k8snet.errors import NotFound
 
 __all__ = [
     "CLUSTER_SCOPED",
     "KINDS",
-    "Generic",
     "HostPort",
     "KubeObject",
     "Problem",
@@ -53,28 +52,20 @@ __all__ = [
 ]
 
 
-class Generic(DictMixin):
-    """An object of the Gateway API, whose kinds lightkube has no models of."""
-
-    apiVersion: str | None = None  # noqa: N815  # as in Kubernetes
-    kind: str | None = None
-    metadata: ObjectMeta | None = None
-    spec: dict[str, Any] | None = None
-    status: dict[str, Any] | None = None
-
-
 Workload = Deployment | ReplicaSet | StatefulSet | DaemonSet | Job
 KubeObject = (
-    Namespace | Node | Pod | Workload | Service | EndpointSlice | Ingress | IngressClass | NetworkPolicy | Generic
+    Namespace | Node | Pod | Workload | Service | EndpointSlice | Ingress | IngressClass | NetworkPolicy | Secret
+    | GatewayClass | Gateway | HTTPRoute | ReferenceGrant
 )
 
 KINDS: dict[tuple[str, str], type[KubeObject]] = {
-    **{("v1", model.__name__): model for model in (Namespace, Node, Pod, Service)},
+    **{("v1", model.__name__): model for model in (Namespace, Node, Pod, Service, Secret)},
     **{("apps/v1", model.__name__): model for model in (Deployment, ReplicaSet, StatefulSet, DaemonSet)},
     ("batch/v1", "Job"): Job,
     ("discovery.k8s.io/v1", "EndpointSlice"): EndpointSlice,
     **{("networking.k8s.io/v1", model.__name__): model for model in (Ingress, IngressClass, NetworkPolicy)},
-    **{("gateway.networking.k8s.io/v1", kind): Generic for kind in ("GatewayClass", "Gateway", "HTTPRoute")},
+    **{("gateway.networking.k8s.io/v1", model.__name__): model for model in (GatewayClass, Gateway, HTTPRoute)},
+    ("gateway.networking.k8s.io/v1beta1", "ReferenceGrant"): ReferenceGrant,
 }
 SHORT = {  # kubectl's
     "Pod": ("po",), "Node": ("no",), "Namespace": ("ns",), "Service": ("svc",), "Deployment": ("deploy",),
@@ -87,8 +78,7 @@ _OF_KUBERNETES = frozenset({"networking.k8s.io", "discovery.k8s.io", "gateway.ne
 _NOT_USED = {  # the other kinds of those groups: no effect on the network
     "Binding", "ComponentStatus", "ConfigMap", "ControllerRevision", "CronJob", "Endpoints", "Event",
     "HorizontalPodAutoscaler", "IPAddress", "LimitRange", "PersistentVolume", "PersistentVolumeClaim",
-    "PodDisruptionBudget", "PodSecurityPolicy", "PodTemplate", "ReferenceGrant", "ResourceQuota", "Secret",
-    "ServiceAccount", "ServiceCIDR",
+    "PodDisruptionBudget", "PodSecurityPolicy", "PodTemplate", "ResourceQuota", "ServiceAccount", "ServiceCIDR",
 }  # fmt: skip
 _POLICY = "a NetworkPolicy (networking.k8s.io/v1)"
 _ROUTE = "an HTTPRoute (gateway.networking.k8s.io/v1) or an Ingress (networking.k8s.io/v1)"
@@ -141,7 +131,7 @@ def kind_named(word: str) -> str:
     lowered = word.lower()
     for kind in {kind for _, kind in KINDS}:
         plural = f"{kind.lower()}es" if kind.endswith(("ss", "x")) else f"{kind.lower()[:-1]}ies" \
-            if kind.endswith("y") else f"{kind.lower()}s"
+            if kind.endswith("cy") else f"{kind.lower()}s"
         if lowered in {kind.lower(), plural, *SHORT.get(kind, ())}:
             return kind
     kinds = ", ".join(sorted(kind.lower() for _, kind in KINDS))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from k8snet.controllers.cluster_dns import ClusterDns
     from k8snet.controllers.egress_gateway import EgressGateway
     from k8snet.controllers.egress_masquerade import Masquerade
+    from k8snet.controllers.ingress.controller import IngressController
     from k8snet.controllers.load_balancer import LoadBalancer
     from k8snet.controllers.network_policy.controller import NetworkPolicies
     from k8snet.controllers.services import Services
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from k8snet.observe.rules import RulesView
     from k8snet.observe.snapshot import Snapshot
     from k8snet.observe.table import Table
+    from k8snet.observe.walk import Connection
     from k8snet.observe.why import Why
 
 __all__ = ["Views"]
@@ -145,6 +147,31 @@ class Views:
         with self.lock:
             return LoadBalancer(self._me, mode=mode, pool=pool)
 
+    def start_ingress(
+        self, *, service_type: str = "LoadBalancer", upstreams: str = "endpoints", name: str = "k8snet",
+        external_traffic_policy: str = "Cluster", node: str | None = None,
+    ) -> IngressController:  # fmt: skip
+        """Run nginx as the pod ingress/NAME behind a Service, configured by Ingresses, Gateways and HTTPRoutes.
+
+        Args:
+            service_type: "LoadBalancer" or "NodePort".
+            upstreams: "endpoints": nginx sends to pods by itself. "service": to cluster IPs, and kube-proxy chooses.
+            name: of pod, Service, IngressClass (the default one, if there is no other) and GatewayClass.
+            external_traffic_policy: "Cluster", or "Local", which keeps the client's address.
+            node: where nginx runs; None lets the scheduler choose.
+
+        Raises:
+            InvalidInput: an argument cannot be, kube-proxy does not run, or one of this name runs already.
+            ProgramMissing: nginx or openssl is not installed.
+        """
+        from k8snet.controllers.ingress.controller import IngressController
+
+        with self.lock:
+            return IngressController(
+                self._me, service_type=service_type, upstreams=upstreams, name=name,
+                external_traffic_policy=external_traffic_policy, node=node,
+            )  # fmt: skip
+
     def start_masquerade(
         self, *, non_masquerade_cidrs: Sequence[str] | None = None, masq_link_local: bool = False
     ) -> Masquerade:
@@ -247,6 +274,28 @@ class Views:
 
         with self.lock:
             return draw(self._me, service, node=node, port=port, family=family, caption=caption)
+
+    def trace(
+        self, source: Any, target: str, *, protocol: str = "tcp", family: str = "v4", timeout_s: float = 2.0
+    ) -> Connection:
+        """Open a connection, and return the way of its first packet and of the first answer, as the kernel saw them.
+
+        Args:
+            source: a Pod, a pod's or a node's name, or that of a netns: "internet".
+            target: "web.shop:80" or "shop/web:80" for a Service or a pod, "node1:30080", "10.96.0.20:80".
+            protocol: "tcp" or "udp".
+            family: "v4" or "v6", of the address that a name stands for.
+            timeout_s: seconds of silence after which it counts as lost.
+
+        Raises:
+            NotFound: there is no such source or target.
+            InvalidInput: an argument cannot be.
+        """
+        from k8snet.observe.trace_cluster import follow
+
+        with self.lock:
+            self._me.sync()
+            return follow(self._me, source, target, protocol=protocol, family=family, timeout_s=timeout_s)
 
     def why(
         self, source: Any, target: str, *, protocol: str = "tcp", node: str | None = None, family: str = "v4",

@@ -34,6 +34,8 @@ RETIRE_MS = 10
 OURS = 1  # TP_STATUS_USER: what the kernel has filled, and does not touch before we give it back
 STATUS, HEAD = 8, struct.Struct("=III")  # of a block: where its status is; status, packets, offset of the first
 PACKET = struct.Struct("=IIIIIIHH")  # next, seconds, nanoseconds, kept, length, status, offset of the frame, of IP
+LINK_ADDRESS = struct.Struct("=HHiHBB8s")  # sockaddr_ll
+LIBC = ctypes.CDLL(None, use_errno=True)
 ADDRESS, ADDRESS_AT = struct.Struct("=HHiHB"), 48  # family, protocol, interface, hardware, direction
 
 
@@ -95,8 +97,7 @@ class PacketRing:
         self._socket.close()
 
     def _open(self, interface: str, program: bytes | None) -> socket.socket:
-        every = 0 if interface else socket.htons(ETH_P_ALL)  # 0 is deaf until bound
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, every)
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # deaf until bound
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)  # else the time is that of the copy
         if program:
             instructions = ctypes.create_string_buffer(program, len(program))
@@ -104,9 +105,12 @@ class PacketRing:
             sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
         sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
         request = struct.pack("=7I", BLOCK, BLOCKS, BLOCK, BLOCKS, RETIRE_MS, 0, 0)
-        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)  # what has come before the filter is gone with this
-        if interface:
-            sock.bind((interface, ETH_P_ALL))
+        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+        index = socket.if_nametoindex(interface) if interface else 0
+        where = LINK_ADDRESS.pack(socket.AF_PACKET, socket.htons(ETH_P_ALL), index, 0, 0, 0, b"")
+        if LIBC.bind(sock.fileno(), where, len(where)):  # socket.bind() has no word for every interface
+            sock.close()
+            raise OSError(ctypes.get_errno(), "bind")
         return sock
 
     def _packets(self, at: int, count: int) -> Iterator[Frame]:

@@ -297,13 +297,14 @@ def error_reporter(sock: socket.socket) -> str | None:
 
 def connect(
     netns: Netns, destination: str, port: int, *, protocol: str = "tcp", timeout_s: float = SILENCE_S,
-    source: str | None = None, source_port: int = 0,
+    source: str | None = None, source_port: int = 0, mss: int = 0,
 ) -> Connect:  # fmt: skip
     """Try to reach a port: open a TCP connection, or send a UDP datagram and await an answer.
 
     Args:
         timeout_s: seconds of silence after which it counts as lost.
         source_port: the port to send from; 0 lets the kernel choose.
+        mss: the largest segment that TCP offers to take, in bytes; 0 lets the kernel choose.
 
     Raises:
         InvalidAddress, InvalidInput: an argument cannot be.
@@ -318,6 +319,8 @@ def connect(
 
     def body() -> Connect:
         with _socket(target.version, protocol, timeout_s, bind) as sock:
+            if mss and protocol == "tcp":
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
             return _connect(sock, protocol, str(target), port)
 
     return netns.inside(body)

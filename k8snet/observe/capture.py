@@ -8,11 +8,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from k8snet.errors import InvalidInput
 from k8snet.linux import link
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Capture", "Packet", "capture", "capture_all"]
 
+T = TypeVar("T")
 PCAP_NANOSECONDS, LINKTYPE_ETHERNET = 0xA1B23C4D, 1
 COLUMNS = ("ms", "where", "", "from MAC", "to MAC", "packet")
 QUIET_S = 0.05  # seconds without a packet after which the wire counts as quiet
@@ -167,6 +169,12 @@ class _Watched:
         )  # fmt: skip
 
 
+def _at_once(function: Callable[[T], object], things: Sequence[T]) -> None:
+    """Call *function* with each at the same time: the kernel lets each wait until all CPUs have heard of it."""
+    with ThreadPoolExecutor(min(len(things), 32) or 1) as pool:
+        list(pool.map(function, things))
+
+
 class _Watch:
     """Rings, and the thread that empties them."""
 
@@ -179,8 +187,7 @@ class _Watch:
         """Start, and return the list that fills."""
         self._watched: list[_Watched] = []
         try:
-            for netns, interface in self._places:
-                self._watched.append(_Watched(netns, interface, self._program))
+            _at_once(lambda place: self._watched.append(_Watched(*place, self._program)), self._places)
         except BaseException:
             self._close()
             raise
@@ -197,8 +204,7 @@ class _Watch:
         self._close()
 
     def _close(self) -> None:
-        for one in self._watched:
-            one.ring.close()
+        _at_once(lambda one: one.ring.close(), self._watched)
 
     def _read(self) -> None:
         deadline = float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ __all__ = ["as_objects", "document", "table", "troubles"]
 
 POD_COLUMNS = ("NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE")
 NODE_COLUMNS = ("NAME", "STATUS", "INTERNAL-IP", "POD-CIDR", "PODS")
-SERVICE_COLUMNS = ("NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)")
 
 
 def document(one: Any) -> dict[str, Any]:
@@ -38,15 +38,13 @@ def table(cluster: Cluster, kind: str, *, namespace: str | None = None) -> Table
         return Table(POD_COLUMNS, tuple(map(_pod_row, pods)))
     if canonical == "Node":
         return Table(NODE_COLUMNS, tuple(map(_node_row, cluster.nodes.values())))
-    if canonical == "Service":
-        keys = [key for key in sorted(cluster.objects) if key[0] == "Service" and namespace in (None, key[1])]
-        return Table(SERVICE_COLUMNS, tuple(_service_row(cluster.objects[key]) for key in keys))
+    columns, row = ROWS.get(canonical, ((), lambda _: ()))
     rows = [
-        (*([key[1]] if key[1] else []), key[2])
+        (*([key[1]] if key[1] else []), key[2], *row(cluster.objects[key]))
         for key in sorted(cluster.objects) if key[0] == canonical and namespace in (None, key[1])
     ]  # fmt: skip
     scoped = canonical in objects.CLUSTER_SCOPED
-    return Table(("NAME",) if scoped else ("NAMESPACE", "NAME"), tuple(rows))
+    return Table((*(() if scoped else ("NAMESPACE",)), "NAME", *columns), tuple(rows))
 
 
 def _pod_row(pod: Pod) -> tuple[str, ...]:
@@ -87,9 +85,38 @@ def _service_row(service: Any) -> tuple[str, ...]:
         f"{one.port}{f':{one.nodePort}' if one.nodePort else ''}/{one.protocol or 'TCP'}" for one in spec.ports or ()
     ]
     return (
-        objects.namespace_of(service), objects.name_of(service), spec.type or "ClusterIP", spec.clusterIP or "<none>",
+        spec.type or "ClusterIP", spec.clusterIP or "<none>",
         ",".join(outside) or ("<pending>" if spec.type == "LoadBalancer" else "<none>"), ",".join(ports) or "<none>",
     )  # fmt: skip
+
+
+def _ingress_row(ingress: Any) -> tuple[str, ...]:
+    spec, balancer = ingress.spec, ingress.status and ingress.status.loadBalancer
+    hosts = dict.fromkeys(one.host or "*" for one in spec.rules or ())
+    given = [one.ip or one.hostname or "" for one in (balancer.ingress if balancer else None) or ()]
+    return (
+        spec.ingressClassName or "<none>", ",".join(hosts) or "*", ",".join(given), "80, 443" if spec.tls else "80"
+    )  # fmt: skip
+
+
+def _gateway_row(gateway: Any) -> tuple[str, ...]:
+    status = gateway.status or {}
+    given = [str(one.get("value", "")) for one in status.get("addresses") or ()]
+    return gateway.spec.gatewayClassName, ",".join(given), _condition(status, "Programmed")
+
+
+def _condition(status: dict[str, Any], kind: str) -> str:
+    return next((one["status"] for one in status.get("conditions") or () if one.get("type") == kind), "Unknown")
+
+
+ROWS: dict[str, tuple[tuple[str, ...], Callable[[Any], tuple[str, ...]]]] = {  # beside namespace and name
+    "Service": (("TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)"), _service_row),
+    "Ingress": (("CLASS", "HOSTS", "ADDRESS", "PORTS"), _ingress_row),
+    "IngressClass": (("CONTROLLER",), lambda one: (one.spec.controller if one.spec else "",)),
+    "Gateway": (("CLASS", "ADDRESS", "PROGRAMMED"), _gateway_row),
+    "GatewayClass": (("CONTROLLER",), lambda one: (one.spec.controllerName,)),
+    "HTTPRoute": (("HOSTNAMES",), lambda one: (json.dumps(one.spec.hostnames or []),)),
+}
 
 
 def _natural(name: str) -> tuple[str, int]:

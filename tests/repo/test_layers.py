@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "k8snet").rglob("*.py"))
 LONGEST_MODULE, LONGEST_FUNCTION = 500, 50  # lines
 EXCUSED: dict[str, str] = {}  # "module" or "module:function" -> why it may be longer
 CORE = ("linux", "lab.py", "cni", "cluster", "controllers")
-CORE_LINES = 16_000  # DESIGN's nine thousand, checks field by field, and three modes of kube-proxy, each whole
+CORE_LINES = 18_800  # DESIGN's nine thousand, checks field by field, three modes of kube-proxy, and an edge for Ingress and Gateway
 ONE_DOOR = {  # who else may start programs, and why
     "k8snet/linux/run.py": "the door itself",
     "k8snet/sandbox.py": "starts the sandbox",
