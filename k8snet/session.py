@@ -34,7 +34,7 @@ __all__ = ["LAB", "Session", "ask", "built", "enter", "serve", "up"]
 LAB = "K8SNET_LAB"  # names the socket, in the environment of the shell
 LONGEST = 64 << 20  # bytes of a request or an answer
 SERVICES = ("Service", "EndpointSlice")  # which kube-proxy makes work
-UNPROGRAMMED = ("Ingress", "IngressClass", "GatewayClass", "Gateway", "HTTPRoute")
+EDGE = ("Ingress", "IngressClass", "GatewayClass", "Gateway", "HTTPRoute")  # which needs Services that work
 SHELL_RC = """\
 [ -f ~/.bashrc ] && . ~/.bashrc
 PS1='\\[\\e[1;36m\\][k8snet]\\[\\e[0m\\] \\w\\$ '
@@ -95,7 +95,40 @@ def built(
         if proxy_mode != "none":
             cluster.start_proxy(proxy_mode)
         cluster.start_network_policy()
+        for line in _open_edge(cluster):
+            console.print(line, markup=False, soft_wrap=True)
         yield cluster
+
+
+def _open_edge(cluster: Cluster) -> list[str]:
+    """Run the load balancer and the nginx that the cluster's objects ask for and that do not run; say where it is."""
+    from k8snet.controllers.ingress.controller import IngressController
+    from k8snet.controllers.load_balancer import LoadBalancer
+    from k8snet.controllers.services import Services
+
+    def runs(kind: type) -> bool:
+        return any(isinstance(one, kind) for one in cluster.controllers)
+
+    classes = dict.fromkeys(_class_of(one) for key, one in cluster.objects.items() if key[0] in {"Ingress", "Gateway"})
+    balanced = any(one.spec.type == "LoadBalancer" for key, one in cluster.objects.items() if key[0] == "Service")
+    if not runs(Services) or not (classes or balanced):
+        return []
+    if not runs(LoadBalancer):
+        cluster.start_load_balancer()
+    known = {one.name for one in cluster.controllers if isinstance(one, IngressController)}
+    said = []
+    for name in classes:
+        if name not in known:
+            said.append(f"class {name}: nginx at {cluster.start_ingress(name=name).url}")
+            known.add(name)
+    return said
+
+
+def _class_of(one: Any) -> str:
+    """Return which class of Ingress or Gateway controllers an object asks for."""
+    old = (one.metadata.annotations or {}).get("kubernetes.io/ingress.class")
+    named = getattr(one.spec, "gatewayClassName", None) or getattr(one.spec, "ingressClassName", None)
+    return str(named or old or "k8snet")
 
 
 def _unprogrammed(manifest: Manifest, proxy_mode: str) -> str:
@@ -103,7 +136,7 @@ def _unprogrammed(manifest: Manifest, proxy_mode: str) -> str:
 
     from k8snet.cluster.objects import kind_of
 
-    kinds = (*UNPROGRAMMED, *(SERVICES if proxy_mode == "none" else ()))
+    kinds = (*EDGE, *SERVICES) if proxy_mode == "none" else ()
     counts = Counter(kind_of(one) for one in manifest.objects if kind_of(one) in kinds)
     told = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
     return f"kept, but without effect here: {told}" if told else ""
@@ -264,7 +297,7 @@ class Session:
         from k8snet.cluster.manifests import parse
 
         manifest = parse(text, name=name, lenient=lenient)
-        done = [*manifest.warnings, *self.cluster.apply(manifest)]
+        done = [*manifest.warnings, *self.cluster.apply(manifest), *_open_edge(self.cluster)]
         return {"out": "\n".join(done), "note": self._notes()}
 
     def do_delete(self, kind: str, names: list[str], namespace: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ ONE_DOOR = {  # who else may start programs, and why
     "k8snet/linux/run.py": "the door itself",
     "k8snet/sandbox.py": "starts the sandbox",
     "k8snet/session.py": "gives the terminal to a shell",
+    "k8snet/capture_cli.py": "gives the terminal to what is watched",
 }
 
 

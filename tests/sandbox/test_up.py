@@ -79,6 +79,30 @@ def test_what_passes_is_printed_or_kept_while_a_command_runs_and_its_exit_code_i
         assert said in done.stderr
 
 
+def test_the_way_of_a_packet_is_printed_as_text_json_and_a_page(tmp_path):
+    """In the shell, and of a cluster built for it; the exit code says whether the packet arrived."""
+    done = in_cluster(f"""
+        k trace --from shop/client --to 10.244.1.2:80
+        k trace --from shop/client --to 10.244.1.2:80 --html {tmp_path}/way.html
+        k trace --from shop/client --to 10.244.9.9:80 --timeout 0.3 > {tmp_path}/lost; echo "lost $?"
+        k trace --from shop/nobody --to 10.244.1.2:80
+        k trace --from shop/client --to web:80 --html {tmp_path}/missing/way.html
+    """)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "tcp from shop.client to 10.244.1.2:80", done.stderr
+    assert any("eth0 receives it" in line for line in lines)
+    assert lines[-1] == "lost 1"
+    assert "Lost " in (tmp_path / "lost").read_text()
+    assert "<table" in (tmp_path / "way.html").read_text()
+    for said in ("'shop/nobody' is no pod", "no folder"):
+        assert said in done.stderr
+    alone = k8snet("trace", "-f", SHOP, "--from", "internet", "--to", "node1:9", "--json")
+    assert alone.returncode == 0, alone.stderr
+    told = json.loads(alone.stdout)
+    assert told["outcome"].startswith("tcp 172.18.0.1:9: refused")
+    assert told["request"]["hops"][0]["netns"] == "internet"
+
+
 def test_the_commands_of_the_shell_work_on_its_cluster():
     done = in_cluster("""
         k get pods -n shop | wc -l
@@ -189,15 +213,36 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
     assert (lines[0], lines[-1]) == ("28", "0"), done.stdout
 
 
+OPEN_WEB = """---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+"""
+INGRESS = """---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web, namespace: shop}
+spec: {ingressClassName: nginx, defaultBackend: {service: {name: web, port: {number: 80}}}}
+"""
+
+
 def test_kinds_without_effect_are_named_in_one_line():
-    extra = (
-        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: networking.k8s.io/v1\n"
-        "kind: Ingress\nmetadata: {name: web}\nspec: {defaultBackend: {service: {name: web, port: {number: 80}}}}\n"
-    )
-    done = in_cluster("true", file="-", text=SHOP.read_text() + extra)
+    extra = f"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\n{INGRESS}"
+    done = in_cluster("true", "--proxy-mode", "none", file="-", text=SHOP.read_text() + extra)
     assert done.returncode == 0
     assert "not used: 1 ConfigMap" in done.stderr
     assert "kept, but without effect here: 1 Ingress" in done.stderr
+
+
+def test_an_ingress_of_a_manifest_is_served_by_nginx_whatever_its_class(tmp_path):
+    """As the manifest of an operator has it; one that is applied in the shell counts, too."""
+    call = 'ip netns exec internet curl -s "$(sed -n "s/^class nginx: nginx at //p" said)"'
+    at_once = in_cluster("k get svc -n ingress", file="-", text=SHOP.read_text() + OPEN_WEB + INGRESS)
+    assert "class nginx: nginx at http://172.18.255." in at_once.stderr
+    assert "nginx" in at_once.stdout
+    later = in_cluster(f"cd {tmp_path}; k apply -f - <<'END' | tee said\n{OPEN_WEB}{INGRESS}END\n{call}")
+    assert "says hello" in later.stdout, later.stderr
 
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: nginx}]}\n"
