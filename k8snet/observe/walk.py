@@ -12,7 +12,6 @@ import html
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 __all__ = ["Connection", "Hop", "Met", "PacketWalk"]
 
@@ -23,6 +22,7 @@ STYLE = (
     "th,td{padding:.2rem .7rem;vertical-align:top;border-bottom:1px solid #8884}code{font-size:13px}"
 )
 COLUMNS = ("µs", "netns", "", "what", "packet")
+WHAT = 3  # the column whose text may be long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,5 +196,6 @@ def _row(one: Hop, before: Hop | None) -> str:
         f"<br><code>{html.escape(met.rule)}</code>{f' <em>{html.escape(met.means)}</em>' if met.means else ''}"
         for met in one.met
     )
-    cells: list[Any] = [when, netns, sign, html.escape(one.what) + rules, html.escape(one.packet)]
-    return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
+    cells = [when, netns, sign, html.escape(one.what) + rules, html.escape(one.packet)]
+    styles = [f"text-align:left{';white-space:nowrap' if number != WHAT else ''}" for number in range(len(cells))]
+    return "<tr>" + "".join(f"<td style='{how}'>{one}</td>" for how, one in zip(styles, cells, strict=True)) + "</tr>"
