@@ -58,7 +58,7 @@ def doctor(
 ) -> None:
     """Try what this machine can do, and say what is missing and how to get it.
 
-    Exits with 1 where something is missing that chapters 00 to 08 need.
+    Exits with 1 where something is missing that no part of the book can do without.
     """
     import json
 

@@ -55,7 +55,7 @@ class Ability:
     script: str
     programs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    core: bool = False  # chapters 00 to 08 need it
+    core: bool = False  # no part of the book can do without it
     bare: bool = False  # tried without a netns, and where there is no sandbox, too
     remedy: str = ""  # where neither a package nor a module is what is missing
 
@@ -177,7 +177,7 @@ ABILITIES = (
             modules=("nf_tables", "nft_chain_nat"), script=NFT),
     Ability(name="nft trace", needed_by="the life of a packet", programs=("nft", "ping", "timeout"),
             modules=("nf_tables",), script=NFT_TRACE),
-    Ability(name="ipset", needed_by="NetworkPolicy", programs=("ipset", "iptables"),
+    Ability(name="ipset", needed_by="kube-proxy's IPVS mode", programs=("ipset", "iptables"),
             modules=("ip_set", "ip_set_hash_ip", "xt_set"), script=IPSET),
     Ability(name="vxlan", core=True, needed_by="07: pods of several nodes, as an overlay", programs=("ip",),
             modules=("vxlan",),
@@ -186,7 +186,9 @@ ABILITIES = (
             script=f"{VETH} ip link add link a name m type macvlan mode bridge"),
     Ability(name="CNI plugins", core=True, needed_by="06 and later: pods of a cluster", script=CNI,
             remedy="sudo apt-get install containernetworking-plugins"),
-    Ability(name="dnsmasq", needed_by="names by hand", programs=("dnsmasq", "dig"), script=DNSMASQ),
+    Ability(name="openssl", needed_by="13: certificates of an Ingress", programs=("openssl",),
+            script="openssl ecparam -name prime256v1 -genkey -noout"),
+    Ability(name="dnsmasq", needed_by="12: names by hand", programs=("dnsmasq", "dig"), script=DNSMASQ),
     Ability(name="bird", core=True, needed_by="07: routes between nodes by BGP", programs=("bird", "birdc"),
             script=BIRD),
     Ability(name="IPVS", needed_by="kube-proxy's IPVS mode", modules=("ip_vs",), script=_python(IPVS)),
@@ -226,7 +228,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all is there that chapters 00 to 08 need, be it in the virtual machine."""
+        """Whether all is there that the book cannot do without, be it in the virtual machine."""
         needed = [finding for finding in self.findings if finding.core]
         if self.only_in_vm:  # the same programs are there, and a Linux that has it all
             needed = [finding for finding in needed if finding.ability != SANDBOX.name and finding.remedy != NOT_TRIED]
@@ -255,7 +257,7 @@ class Report:
         if self.ok and self.only_in_vm:
             return "User namespaces are forbidden here: every chapter runs in the virtual machine (k8snet-vm), slower."
         if self.ok:
-            return f"Chapters 00 to 08 can run here. Missing for later ones: {', '.join(missing)}."
+            return f"The book can run here, but for what needs {', '.join(missing)}; the table says what that is."
         needed = [finding.ability for finding in self.findings if finding.core and not finding.ok]
         return f"Not ready: the first chapters need {needed[0] if SANDBOX.name in needed else ', '.join(needed)}."
 
