@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from k8snet.command_line import AsJson, tell
+from k8snet.errors import InvalidInput
 
 # What a command needs is imported in it, so that `k8snet --help` starts at once.
 
@@ -35,12 +36,15 @@ def why(
     target: Annotated[str, typer.Argument(metavar="TO", help="A Service, or an address and port: 10.96.0.20:80.")],
     *,
     udp: Annotated[bool, typer.Option("--udp", help="UDP instead of TCP.")] = False,
+    icmp: Annotated[bool, typer.Option("--icmp", help="A ping; TO has no port.")] = False,
     node: Annotated[str | None, typer.Option("--node", help="On which node.", show_default="that of FROM")] = None,
     every: Annotated[bool, typer.Option("--all", help="With the rules that do not match.")] = False,
     family: Family = "v4",
     as_json: AsJson = False,
 ) -> None:
     """Print the rules that a packet FROM somewhere TO a Service passes, why, and what becomes of it."""
-    protocol = "udp" if udp else "tcp"
+    if udp and icmp:
+        raise InvalidInput("--udp and --icmp: one of them")
+    protocol = "udp" if udp else "icmp" if icmp else "tcp"
     asked = {"node": node, "protocol": protocol, "all": every, "family": family}
     tell("why", source=source, target=target, **asked, as_json=as_json)

@@ -268,7 +268,6 @@ class Views:
         Raises:
             NotFound: there is no such Service, port or node.
             InvalidInput: no kube-proxy runs, or it makes no rules for this Service; the message says why.
-            CapabilityMissing: what this mode of kube-proxy programs cannot be shown so.
         """
         from k8snet.observe.rules import draw
 
@@ -308,13 +307,13 @@ class Views:
         Args:
             source: a Pod, a pod's or a node's name, or an address.
             target: "shop/web", "shop/web:http", or an address and port: "10.96.0.20:80", "[fd00::1]:80".
-            protocol: "tcp", "udp" or "sctp".
+            protocol: "tcp", "udp", "sctp", or "icmp" for a ping, whose target has no port.
             node: whose rules; None: those of the source's node, and then those of a node that is called.
             family: "v4" or "v6", of a Service's address.
             all: tell of the rules that do not match, too.
 
         Raises:
-            NotFound, InvalidInput, CapabilityMissing: as rules() does; or there is no such source.
+            NotFound, InvalidInput: as rules() does; or there is no such source.
         """
         from k8snet.observe.why import why
 

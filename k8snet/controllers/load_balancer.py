@@ -100,7 +100,7 @@ class LoadBalancer:
         return found
 
     def address(self, name: str, *, namespace: str = "default") -> str:
-        """Return the first address of a Service.
+        """Return the first address of a Service, which is named as announcers() names it.
 
         Raises:
             NotFound: it has none from here.
@@ -109,6 +109,9 @@ class LoadBalancer:
 
     def announcers(self, name: str, *, namespace: str = "default") -> list[str]:
         """Return the nodes that announce a Service's address now: by ARP at most one, by BGP as the router has it.
+
+        Args:
+            name: "web", or "shop/web"; then *namespace* does not count.
 
         Raises:
             NotFound: it has none from here.
@@ -129,6 +132,8 @@ class LoadBalancer:
         self.cluster.sync()
 
     def _of(self, name: str, namespace: str) -> tuple[str, ...]:
+        home, _, name = name.rpartition("/")
+        namespace = home or namespace
         found = self.addresses.get(("Service", namespace, name))
         if not found:
             have = ", ".join(key[2] for key in self.addresses if key[1] == namespace) or "none"

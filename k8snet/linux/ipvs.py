@@ -1,12 +1,15 @@
 """IPVS, the kernel's own load balancer: virtual servers, and the real servers behind each.
 
-What there is is read at once from /proc/net/ip_vs. What is to change goes in few sends of many messages:
+What there is is read at once from /proc/net/ip_vs, and what that leaves out, virtual server by virtual server over
+netlink: where other netns have virtual servers, too, the kernel loses count of its own after the first 4 kB of text.
+What is to change goes in few sends of many messages:
 
     nlmsghdr      length, the number of the generic netlink family "IPVS", flags, sequence, port
     genlmsghdr    command, version 1
-    ├── IPVS_CMD_ATTR_SERVICE   family, protocol, address, port; of one to make or to change, also
+    ├── IPVS_CMD_ATTR_SERVICE   family, protocol, address, port; of one that is, or is to be made or changed, also
     │                           scheduler, flags and their mask, timeout (of persistence), netmask (of clients)
-    └── IPVS_CMD_ATTR_DEST      address, port, how to forward: 0, by translating; weight, two thresholds, family
+    └── IPVS_CMD_ATTR_DEST      address, port, how to forward: 0, by translating; weight, two thresholds, family;
+                                of one that is, connections, active and inactive
 
 As in batch.py, the last of a send asks to be acknowledged, since the kernel tells of an error anyhow.
 Sources: linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c, man 8 ipvsadm.
@@ -20,8 +23,9 @@ import os
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,12 +40,14 @@ INSTEAD = 'Run it with the kernelspec "k8snet-vm", or: k8snet sandbox --vm -- CO
 PROTOCOLS = {"TCP": (6, "-t"), "UDP": (17, "-u"), "SCTP": (132, "--sctp-service")}  # number, and ipvsadm's option
 COMMANDS = {"-A": 1, "-E": 2, "-D": 3, "-a": 5, "-e": 6, "-d": 7}  # ipvsadm's -> IPVS_CMD_NEW_SERVICE, ...
 FULL = ("-A", "-E", "-a", "-e")  # those that say what a server is to be, not only which
-NETLINK_GENERIC, NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 16, 1, 4, 2
+GET_SERVICE, GET_DEST = 4, 8
+FORWARD = ("Masq", "Local", "Tunnel", "Route", "Bypass")
+NETLINK_GENERIC, NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 16, 1, 4, 0x300, 2, 3
 PERSISTENT, ALL_FLAGS = 0x1, 0xFFFFFFFF
 AT_ONCE = 500  # messages in one send, some 70 kB; the send buffer takes 212,992
 ANSWER_S = 30.0  # seconds
 SERVICE = re.compile(r"(TCP|UDP|SCTP) +(\S+) (\S+)")
-REAL = re.compile(r"  -> (\S+) +\S+ +(\d+) +(\d+) +(\d+)")
+REAL = re.compile(r"  -> (\S+) +(\S+) +(\d+) +(\d+) +(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,14 @@ class RealServer:
     address: str
     port: int
     weight: int = 1  # 0: no new connections
-    connections: int = field(default=0, compare=False)  # that the kernel remembers, active or not
+    active: int = field(default=0, compare=False)  # connections that stand
+    inactive: int = field(default=0, compare=False)  # that begin or have ended, and are remembered
+    forward: str = field(default="Masq", compare=False)  # how packets get there: "Masq" is by translation
+
+    @property
+    def connections(self) -> int:
+        """All that the kernel remembers."""
+        return self.active + self.inactive
 
     def __str__(self) -> str:
         """Return it as "10.0.0.1:80" or "[fd00::1]:80"."""
@@ -140,7 +153,20 @@ def read() -> list[VirtualServer]:
         text = Path("/proc/thread-self/net/ip_vs").read_text()
     except FileNotFoundError:
         return []
-    return parse(text, _timeouts() if " persistent " in text else {})
+    if not SERVICE.search(text):
+        return []
+    family = _family()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC) as sock:
+        sock.settimeout(ANSWER_S)
+        there = _services(_dump(sock, family, GET_SERVICE, 1)) or parse(text, {})  # who may not ask may read
+        listed = {one.key: one for one in parse(text, {one.key: one.persistence_s or 0 for one in there})}
+        found = []
+        for one in there:
+            if one.key not in listed:
+                reals = _dump(sock, family, GET_DEST, 2, body=_joined([(1, _joined(_names(one)))]))
+                listed[one.key] = replace(one, real_servers=_sorted(map(_real, reals)))
+            found.append(listed[one.key])
+    return sorted(found, key=lambda one: one.key)
 
 
 def parse(text: str, timeouts: Mapping[tuple[str, str, int], int]) -> list[VirtualServer]:
@@ -154,12 +180,16 @@ def parse(text: str, timeouts: Mapping[tuple[str, str, int], int]) -> list[Virtu
     for line in reversed(text.splitlines()):  # so that its real servers come before a virtual one
         if match := REAL.match(line):
             address, port = _unpacked(match[1])
-            count = int(match[3]) + int(match[4])
-            reals.append(RealServer(address=address, port=port, weight=int(match[2]), connections=count))
+            weight, active, inactive = map(int, match.groups()[2:])
+            reals.append(
+                RealServer(
+                    address=address, port=port, weight=weight, active=active, inactive=inactive, forward=match[2],
+                )
+            )  # fmt: skip
         elif match := SERVICE.match(line):
             address, port = _unpacked(match[2])
             seconds = timeouts.get((match[1], address, port)) if " persistent " in line else None
-            behind = tuple(sorted(reals, key=lambda one: (one.address, one.port)))
+            behind = _sorted(reals)
             reals = []
             found.append(
                 VirtualServer(
@@ -177,21 +207,64 @@ def _unpacked(text: str) -> tuple[str, int]:
     return str(found), int(port, 16)
 
 
-def _timeouts() -> dict[tuple[str, str, int], int]:
-    """Return the persistence of virtual servers in seconds."""
-    from pyroute2 import IPVS
+def _sorted(reals: Iterable[RealServer]) -> tuple[RealServer, ...]:
+    return tuple(sorted(reals, key=lambda one: (one.address, one.port)))
 
-    names = {number: name for name, (number, _) in PROTOCOLS.items()}
+
+def _dump(
+    sock: socket.socket, family: int, command: int, wanted: int, *, body: bytes = b""
+) -> list[dict[int, bytes]]:  # what is in the attribute *wanted* of each answer
+    head = struct.pack("=BBH", command, 1, 0)
+    sock.send(struct.pack("=IHHII", 20 + len(body), family, NLM_F_REQUEST | NLM_F_DUMP, 0, 0) + head + body)
+    found: list[dict[int, bytes]] = []
+    while True:
+        data = sock.recv(65536)
+        while data:
+            length, kind = struct.unpack_from("=IH", data)
+            if kind in {NLMSG_DONE, NLMSG_ERROR}:
+                return found
+            found.append(_attributes(_attributes(data[20:length])[wanted]))
+            data = data[length + -length % 4 :]
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
     found = {}
-    with IPVS() as ipvs:
-        for message in ipvs.service("dump"):
-            one = message.get_attr("IPVS_CMD_ATTR_SERVICE")
-            protocol, address, port, seconds = (
-                one.get_attr(f"IPVS_SVC_ATTR_{name}") for name in ("PROTOCOL", "ADDR", "PORT", "TIMEOUT")
-            )
-            if protocol in names:
-                found[names[protocol], str(ipaddress.ip_address(address)), port] = seconds
+    while data:
+        size, kind = struct.unpack_from("=HH", data)
+        found[kind & 0x3FFF] = data[4:size]
+        data = data[size + -size % 4 :]
     return found
+
+
+def _services(messages: Iterable[Mapping[int, bytes]]) -> list[VirtualServer]:
+    """Return virtual servers, without the real ones; those by a firewall mark are not ours."""
+    names = {number: name for name, (number, _) in PROTOCOLS.items()}
+    found = []
+    for one in messages:
+        if 2 in one and (protocol := names.get(*struct.unpack("=H", one[2]))):
+            ((version,), (flags, _)) = struct.unpack("=H", one[1]), struct.unpack("=II", one[7])
+            found.append(
+                VirtualServer(
+                    address=_unpacked_address(version, one[3]), port=struct.unpack("!H", one[4])[0], protocol=protocol,
+                    scheduler=one[6].rstrip(b"\0").decode(),
+                    persistence_s=struct.unpack("=I", one[8])[0] if flags & PERSISTENT else None,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _real(one: Mapping[int, bytes]) -> RealServer:
+    version, method, weight, active, inactive = (
+        int.from_bytes(one[kind], sys.byteorder) for kind in (11, 3, 4, 7, 8)
+    )  # fmt: skip
+    return RealServer(
+        address=_unpacked_address(version, one[1]), port=struct.unpack("!H", one[2])[0], weight=weight, active=active,
+        inactive=inactive, forward=FORWARD[method & 7],
+    )  # fmt: skip
+
+
+def _unpacked_address(version: int, packed: bytes) -> str:
+    return socket.inet_ntop(version, packed if version == socket.AF_INET6 else packed[:4])
 
 
 # -- what is sent ----------------------------------------------------------------------
@@ -273,9 +346,8 @@ def _collect(sock: socket.socket, part: Sequence[Change]) -> None:
 
 def _message(family: int, number: int, one: Change, *, flags: int = 0) -> bytes:
     virtual, real, full = one.virtual, one.real, one.command in FULL
-    version, packed = _packed(virtual.address)
-    service = [(1, struct.pack("=H", version)), (2, struct.pack("=H", PROTOCOLS[virtual.protocol][0])), (3, packed),
-               (4, struct.pack("!H", virtual.port))]  # fmt: skip
+    version, _ = _packed(virtual.address)
+    service = _names(virtual)
     if full and not real:
         bits = PERSISTENT if virtual.persistence_s else 0
         mask = struct.pack("=I", 128) if version == socket.AF_INET6 else b"\xff" * 4
@@ -290,6 +362,14 @@ def _message(family: int, number: int, one: Change, *, flags: int = 0) -> bytes:
         attributes.append((2, _joined(server)))
     body = struct.pack("=BBH", COMMANDS[one.command], 1, 0) + _joined(attributes)
     return struct.pack("=IHHII", 16 + len(body), family, NLM_F_REQUEST | flags, number, 0) + body
+
+
+def _names(virtual: VirtualServer) -> list[tuple[int, bytes]]:
+    """Return the attributes by which the kernel knows a virtual server."""
+    version, packed = _packed(virtual.address)
+    protocol = PROTOCOLS[virtual.protocol][0]
+    return [(1, struct.pack("=H", version)), (2, struct.pack("=H", protocol)), (3, packed),
+            (4, struct.pack("!H", virtual.port))]  # fmt: skip
 
 
 def _packed(address: str) -> tuple[int, bytes]:

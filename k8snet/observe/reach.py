@@ -35,6 +35,7 @@ SIGNS = {"ok": "✔", "refused": "✘", "timeout": "…", "unreachable": "∅"}
 WORDS = {"ok": "ok", "refused": "refused", "timeout": "timeout (silence)", "unreachable": "unreachable"}
 COLOURS = {"ok": "rgba(21,128,61,.22)", "refused": "rgba(185,28,28,.22)",
            "timeout": "rgba(180,83,9,.25)", "unreachable": "rgba(110,64,170,.25)"}  # fmt: skip
+FRAME = "outline:2px solid #b91c1c;outline-offset:-2px"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,11 @@ class Reach:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Return one table a port, as a notebook shows it."""
+        """Return one table a port, as a notebook shows it, and what its signs mean."""
         if not self.matrices:
             return f"<p>{self}</p>"
-        return "<div style='overflow-x:auto'>" + "".join(map(self._table, self.matrices)) + "</div>"
+        tables = "".join(map(self._table, self.matrices))
+        return f"<div style='overflow-x:auto'>{tables}{_legend(any(one.expected for one in self.matrices))}</div>"
 
     def _table(self, one: Matrix) -> str:
         numbers = range(1, len(self.pods) + 1)
@@ -135,7 +137,8 @@ class Reach:
             for number, source in zip(numbers, self.pods, strict=True)
         )  # fmt: skip
         return (
-            f"<table class='k8snet-reach'><caption>{one.summary}</caption>"
+            f"<div style='margin:.4em 0'>{one.summary}</div>"  # a caption would be as narrow as the table
+            f"<table class='k8snet-reach' aria-label='{one.summary}'>"
             f"<thead><tr><th style='text-align:left'>from \\ to</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
         )
 
@@ -159,6 +162,16 @@ def _sign(one: Matrix, source: str, target: str) -> str:
     return SIGNS[one[source, target].outcome] + ("!" if one.differs(source, target) else "")
 
 
+def _legend(expected: bool) -> str:
+    """Return what the signs of a notebook's table mean."""
+    said = [f"<span style='background:{COLOURS[outcome]};padding:0 .35em'>{sign}</span> {WORDS[outcome]}"
+            for outcome, sign in SIGNS.items()]  # fmt: skip
+    if expected:
+        said.append(f"<span style='{FRAME};padding:0 .35em'>!</span> not what policies say")
+    items = "".join(f"<span style='margin-right:1em;white-space:nowrap'>{one}</span> " for one in said)
+    return f"<div style='font-size:.9em;line-height:1.7;margin:.4em 0'>{items}</div>"
+
+
 def _cell(source: str, target: str, one: Matrix) -> str:
     outcome = one[source, target].outcome
     told = html.escape(f"{source} to {target}: {WORDS[outcome]}")
@@ -166,7 +179,7 @@ def _cell(source: str, target: str, one: Matrix) -> str:
         told += f"; policies: {'allowed' if one.expected[source][target] else 'denied'}"
     style = f"text-align:center;background:{COLOURS[outcome]}"
     if one.differs(source, target):
-        style += ";outline:2px solid #b91c1c;outline-offset:-2px"
+        style += f";{FRAME}"
     return f"<td style='{style}' title='{told}'><span aria-label='{told}'>{_sign(one, source, target)}</span></td>"
 
 

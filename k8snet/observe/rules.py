@@ -6,7 +6,8 @@ its destination is left out. What is drawn:
 
     hook ── chain ── chain ── …    a line for each jump, with what the rule asks; a chain has one box, however many
                                    lines lead to it
-    in a box                       rules that jump nowhere: a mark for masquerade, DNAT, REJECT, DROP
+    in a box                       rules that jump nowhere: a mark for masquerade, DNAT, REJECT, DROP;
+                                   a virtual server of IPVS has its real servers
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from k8snet.observe import rules_words as words
+from k8snet.observe.rules_ipvs import TABLE as IPVS
 from k8snet.observe.rules_live import check_family, names_of, place_of, ports_of, proxy_of, rules_of
 from k8snet.observe.ruleset import Chain, Journey, Packet, Place, Ruleset, Step, Verdict
 
@@ -48,6 +50,13 @@ class Box:
     hook: bool
     meaning: str
     lines: tuple[Line, ...]
+
+    @property
+    def ends(self) -> list[str]:
+        """Its rules that jump nowhere, as they are told; of many real servers some, and how many more."""
+        listed = [told(one) for one in self.lines if not one.to]
+        more = len(listed) - SHOWN if self.table == IPVS and len(listed) > SHOWN + 1 else 0
+        return [*listed[:SHOWN], f"… {more} more"] if more else listed
 
     @property
     def jumps(self) -> dict[str, list[str]]:
@@ -119,7 +128,7 @@ class RulesView:
             return
         shown, more = folded(box)
         bar = "│" if shown else " "
-        yield from (f"{pad}{bar}    {told(line)}" for line in box.lines if not line.to)
+        yield from (f"{pad}{bar}    {one}" for one in box.ends)
         for key in shown:
             last = key == shown[-1] and not more
             yield f"{pad}{'└' if last else '├'}─ {joined(box.jumps[key])}"
@@ -132,7 +141,7 @@ class RulesView:
         """The picture in sentences."""
         said = [f"The rules of Service {self.service} on {self.node}, in {self.mode} mode."]
         for one in self.boxes:
-            parts = [told(line) for line in one.lines if not line.to]
+            parts = one.ends
             shown, more = folded(one)
             parts += [f"{joined(one.jumps[key])} goes to {self.box(key).chains[0]}" for key in shown]
             parts += [f"{more} more"] if more else []
@@ -211,7 +220,7 @@ def draw(
     where = cluster.node(node) if node else next(iter(cluster.nodes.values()))
     ports = ports_of(cluster, where, service, port=port, family=family)
     ruleset, place = rules_of(cluster, where, family=family), place_of(where)
-    doors = list(_doors(ports, where.addresses[family]))
+    doors = list(_doors(ports, where.addresses[family], place if mode == "ipvs" else None))
     boxes = tree_of(ruleset, place, [packet for packet, _ in doors], names_of(cluster, where, family=family))
     shown = [f"{words.door(one.destination, one.port, one.protocol)}, {what}" for one, what in doors]
     return RulesView(
@@ -220,8 +229,12 @@ def draw(
     )  # fmt: skip
 
 
-def _doors(ports: Sequence[ServicePort], node_address: str) -> Iterator[tuple[Packet, str]]:
-    """Yield what packets to the Service look like, and what leads them there."""
+def _doors(ports: Sequence[ServicePort], node_address: str, place: Place | None) -> Iterator[tuple[Packet, str]]:
+    """Yield what packets to the Service look like, and what leads them there.
+
+    Args:
+        place: of whose addresses they must be; None where that does not matter.
+    """
     for one in ports:
         title = f" of port {one.port_name}" if one.port_name and len(ports) > 1 else ""
         places = [(one.cluster_ip, "cluster IP")]
@@ -229,11 +242,15 @@ def _doors(ports: Sequence[ServicePort], node_address: str) -> Iterator[tuple[Pa
         places += [(address, "load balancer") for address in one.load_balancer_ips]
         protocol = one.protocol.lower()
         for address, what in places:
-            yield _anybodys(address, one.port, protocol), what + title
+            yield _anybodys(address, one.port, protocol), what + title + _on(address, place)
         if one.node_port:
-            yield _anybodys(node_address, one.node_port, protocol), "node port" + title
+            yield _anybodys(node_address, one.node_port, protocol), "node port" + title + _on(node_address, place)
         if one.health_check_node_port:
             yield _anybodys(node_address, one.health_check_node_port, "tcp"), "health check of the load balancer"
+
+
+def _on(address: str, place: Place | None) -> str:
+    return f", on {place.interfaces.get(address, 'no interface')}" if place else ""
 
 
 def _anybodys(address: str, port: int, protocol: str) -> Packet:
@@ -284,7 +301,9 @@ class _Tree:
         order = {key: number for number, key in enumerate(self.found)}
         hooks = list(words.HOOKS)
         kept = [chain for key in self.found if self._kept(chain := self.ruleset.chains[key])]
-        kept.sort(key=lambda one: (0, hooks.index(one.hook)) if one.hook else (1, order[one.key]))
+        # what IPVS does is the same at two hooks, and is shown after what INPUT does before it
+        where = {one.key: "input" if one.kind == "ipvs" else one.hook for one in kept}
+        kept.sort(key=lambda one: (0, hooks.index(where[one.key])) if one.hook else (1, order[one.key]))
         merged: dict[Any, Box] = {}
         for chain in kept:
             box = self._box(chain)
@@ -311,7 +330,7 @@ class _Tree:
     def _lines(self, chain: Chain) -> Iterator[Line]:
         order = {id(rule): number for number, rule in enumerate(chain.rules)}
         steps = sorted(self.found[chain.key].values(), key=lambda one: order.get(id(one.rule), 0))
-        lots = any(one.rule.lot < 1 for one in steps)
+        lots = any(one.rule.lot < 1 for one in steps) and chain.kind != "ipvs"
         for step in steps:
             target = self._target(step)
             brief = self.brief and id(step.rule) in self.inside
@@ -320,10 +339,12 @@ class _Tree:
             asks = "from itself" if _itself(chain, step) else asks
             if target is None or target.only_marks:
                 does = "mark for masquerade" if target else _short(step.verdicts)
+                if chain.kind == "ipvs" and step.verdicts[0].kind == "dnat":
+                    does = f"to {self.names.end(step.verdicts[0].target)}"
                 if does and (id(step.rule) in self.said or not chain.hook):
-                    yield Line(rule=step.rule.text, asks=asks, does=does)
+                    yield Line(rule=step.rule.told(step.packet), asks=asks, does=does)
             elif self._kept(target):
-                yield Line(rule=step.rule.text, asks=asks, does="", to=f"{target.table} {target.name}")
+                yield Line(rule=step.rule.told(step.packet), asks=asks, does="", to=f"{target.table} {target.name}")
 
 
 def _itself(chain: Chain, step: Step) -> bool:
@@ -337,17 +358,21 @@ def _itself(chain: Chain, step: Step) -> bool:
 
 def _for_it(step: Step, sent: Packet) -> bool:
     """Return whether a rule is for packets that are sent to just this place, or, as they leave, for marked ones."""
-    packet = step.packet
+    packet, kinds = step.packet, {one.kind for one in step.rule.conditions}
     if step.hook == "postrouting":
-        asked = any(one.kind == "mark" for each in step.chain.rules for one in each.conditions)
-        return asked and packet.marked and any(verdict.kind == "masquerade" for verdict in step.verdicts)
+        asked = any(one.kind == "mark" for each in step.chain.rules for one in each.conditions) and packet.marked
+        return (asked or "set" in kinds) and any(verdict.kind == "masquerade" for verdict in step.verdicts)
+    if "virtual" in kinds:
+        return True
     return (packet.destination, packet.port) == (sent.destination, sent.port) and _first(step)
 
 
 def _first(step: Step) -> bool:
     """Return whether a rule looks at where a packet is sent to."""
     return step.rule.map is not None or any(
-        one.kind == "port" or (one.kind == "destination" and not one.negated and _hosts(one.values))
+        one.kind == "port"
+        or (one.kind == "destination" and not one.negated and _hosts(one.values))
+        or (one.kind == "set" and not one.negated and "dst" in one.values[1])
         for one in step.rule.conditions
     )
 
@@ -359,8 +384,9 @@ def _hosts(networks: tuple[Any, ...]) -> bool:
 def _both(one: Box, other: Box) -> Box:
     """Return two hooks that do the same as one box."""
     lines = [
-        replace(mine, rule=f"{mine.rule}\n{theirs.rule}") for mine, theirs in zip(one.lines, other.lines, strict=True)
-    ]  # fmt: skip
+        replace(mine, rule="\n".join(dict.fromkeys([mine.rule, theirs.rule])))
+        for mine, theirs in zip(one.lines, other.lines, strict=True)
+    ]
     meanings = dict.fromkeys([*one.meaning.split(", and "), other.meaning])
     return replace(
         one, chains=(*one.chains, *other.chains), meaning=", and ".join(meanings), lines=tuple(lines)

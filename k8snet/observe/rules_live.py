@@ -12,6 +12,7 @@ from k8snet.controllers.addresses import SERVICE_NETWORK
 from k8snet.controllers.kube_proxy.service_ports import OTHER_PROXY, ServicePort
 from k8snet.controllers.services import Services
 from k8snet.errors import InvalidInput, NotFound
+from k8snet.linux import sysctl
 from k8snet.observe.rules_read import read
 from k8snet.observe.rules_words import PODS, Names
 from k8snet.observe.ruleset import Place, Ruleset
@@ -110,25 +111,25 @@ def _check_programmed(service: Any, title: str) -> None:
 
 
 def rules_of(cluster: Cluster, node: Node, *, family: str = "v4") -> Ruleset:
-    """Return the rules that a node has now.
-
-    Raises:
-        CapabilityMissing: what kube-proxy programs in its mode cannot be read.
-    """
+    """Return the rules that a node has now."""
     legacy = any("legacy" in entry.typed() for entry in cluster.transcript.entries)
-    return read(node.netns, mode=proxy_of(cluster).mode, family=family, legacy=legacy)
+    return read(node.netns, family=family, legacy=legacy)
 
 
 def place_of(node: Node) -> Place:
     """Return what rules can ask of a node, as its kernel has it now."""
-    dump = node.netns.netlink("list addresses", lambda ipr: list(ipr.get_addr()))
-    own = [one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS") for one in dump]
+    links, dump = node.netns.netlink("list addresses", lambda ipr: (list(ipr.get_links()), list(ipr.get_addr())))
+    names = {one["index"]: one.get_attr("IFLA_IFNAME") for one in links}
+    own = {one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS"): names.get(one["index"], "") for one in dump}
+    calling = sysctl.exists(node.netns, sysctl.BRIDGE_NF) and node.netns.sysctl(sysctl.BRIDGE_NF) == "1"
+    kinds = {names[one["index"]]: one.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") for one in links}
+    bridges = frozenset(name for name, kind in kinds.items() if kind == "bridge" and calling)
 
     @cache
     def route(address: str) -> str:
         return str(node.netns.route_to(address).get("dev", ""))
 
-    return Place(name=node.name, addresses=frozenset(own), route=route)
+    return Place(name=node.name, addresses=frozenset(own), route=route, interfaces=own, bridges=bridges)
 
 
 def names_of(cluster: Cluster, node: Node, *, family: str = "v4") -> Names:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import graphviz
 
 from k8snet.observe.labels import ACCENT, BRIDGE, FONT, INK, LINE, MONO, MUTED, PAD, PAPER
-from k8snet.observe.rules import alternatives, folded, told
+from k8snet.observe.rules import alternatives, folded
 from k8snet.observe.svg import finished
 
 if TYPE_CHECKING:
@@ -64,10 +64,9 @@ def _label(box: Box) -> str:
     rows = ['<TR><TD HEIGHT="3"></TD></TR>', f'<TR><TD ALIGN="LEFT">{title}</TD></TR>']
     rows += [_row(f"table {box.table}", colour=MUTED)] if box.hook and not box.table.endswith("kube-proxy") else []
     rows += [_row(line, colour=MUTED) for line in textwrap.wrap(box.meaning, WIDE)]
-    for one in box.lines:
-        if not one.to:
-            first, *rest = textwrap.wrap(told(one), WIDE) or [""]
-            rows += [_row(f"• {first}"), *(_row(f"   {each}") for each in rest)]
+    for one in box.ends:
+        first, *rest = textwrap.wrap(one, WIDE) or [""]
+        rows += [_row(f"• {first}"), *(_row(f"   {each}") for each in rest)]
     if box.hook:
         inner = _table(rows, BGCOLOR=BRIDGE)[1:-1]
         return _table([f"<TR><TD>{inner}</TD></TR>"], CELLSPACING="2", CELLPADDING="0")

@@ -1,5 +1,7 @@
 """Read a node's rules back from its kernel, as values: iptables' from iptables-save, nft's own from nft -j.
 
+Sets that iptables' rules name come from ipset, and the virtual servers of IPVS are rules here, too.
+
 What a rule asks and does is taken from what these programs print, whoever has written it: kube-proxy, flannel, or
 somebody by hand. A match that is not understood here is kept as such, and whoever shows the rule says so.
 """
@@ -9,17 +11,18 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from k8snet.errors import CapabilityMissing
-from k8snet.observe.ruleset import Chain, Condition, Rule, Ruleset, Verdict
+from k8snet.linux import ipvs, sysctl
+from k8snet.observe.rules_ipvs import from_ipvs
+from k8snet.observe.ruleset import AddressSet, Chain, Condition, Rule, Ruleset, Verdict
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
 
-__all__ = ["READERS", "from_nft", "from_save", "read"]
+__all__ = ["from_nft", "from_save", "read", "sets_from_save"]
 
 HOOKS = {one.upper(): one for one in ("prerouting", "input", "forward", "output", "postrouting")}
 PRIORITY = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}  # of iptables' tables; nat has two
@@ -27,32 +30,22 @@ COMMENT = re.compile(r'-m comment --comment (?:"((?:[^"\\]|\\.)*)"|(\S+)) ?')
 ENDING = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "MASQUERADE": "masquerade"}
 HANDLE = re.compile(r"^\t\t(.*) # handle (\d+)$", re.MULTILINE)
 EVERYWHERE = 0xFFFFFFFF
+TRACKED = "net.ipv4.vs.conntrack"  # for IPv6, too
 
 
-def read(netns: Netns, *, mode: str, family: str = "v4", legacy: bool = False) -> Ruleset:
-    """Return the rules that packets of a family meet in a netns.
+def read(netns: Netns, *, family: str = "v4", legacy: bool = False) -> Ruleset:
+    """Return the rules that packets of a family meet in a netns, and the virtual servers of IPVS.
+
+    iptables' rules are kept by one of two programs, and a node may have used both.
 
     Args:
-        mode: of kube-proxy; it says where else than in rules Services are.
         legacy: look for rules of iptables-legacy, too, whose tables are made where one asks for them.
-
-    Raises:
-        CapabilityMissing: they cannot be read in this mode.
     """
-    if mode not in READERS:
-        raise CapabilityMissing(
-            f"what kube-proxy has programmed in {mode} mode cannot be shown as rules yet; "
-            f"use one of the modes {' and '.join(sorted(READERS))}, or `ipvsadm -Ln` and `ipset list` on the node"
-        )
-    return READERS[mode](netns, family, legacy)
-
-
-def _rules(netns: Netns, family: str, legacy: bool) -> Ruleset:
-    """Return all rules; iptables' are kept by one of two programs, and a node may have used both."""
     version = 6 if family == "v6" else 4
     saved = netns.iptables_save(backend="nft", family=version)
     old = netns.iptables_save(backend="legacy", family=version) if legacy else ""
-    chains = {**from_save(old, mark=" (legacy)"), **from_save(saved)}
+    sets = sets_from_save(netns.run("ipset", "save").stdout) if "--match-set" in saved + old else {}
+    chains = {**from_save(old, mark=" (legacy)", sets=sets), **from_save(saved, sets=sets)}
     own = "ip6" if family == "v6" else "ip"
     theirs = {(own, table) for table in re.findall(r"^\*(\w+)", saved, re.MULTILINE)}
     objects = [
@@ -61,21 +54,38 @@ def _rules(netns: Netns, family: str, legacy: bool) -> Ruleset:
     ]  # fmt: skip
     tables = [f"{one['table']['family']} {one['table']['name']}" for one in objects if "table" in one]
     texts = {table: netns.run("nft", "-a", "list", "table", *table.split(" ", 1)).stdout for table in tables}
-    return Ruleset({**chains, **from_nft(objects, texts)})
-
-
-# one a mode of kube-proxy; what reads IPVS puts its own here
-READERS: dict[str, Callable[[Netns, str, bool], Ruleset]] = {"iptables": _rules, "nftables": _rules}
+    servers = [one for one in ipvs.virtual_servers(netns) if (":" in one.address) == (family == "v6")]
+    tracked = sysctl.exists(netns, TRACKED) and netns.sysctl(TRACKED) == "1"
+    return Ruleset({**chains, **from_nft(objects, texts), **from_ipvs(servers)}, tracked=tracked)
 
 
 # -- iptables --------------------------------------------------------------------------
 
 
-def from_save(text: str, *, mark: str = "") -> dict[tuple[str, str], Chain]:
+def sets_from_save(text: str) -> dict[str, AddressSet]:
+    """Return the sets that `ipset save` tells of, by name; none of a kind that is not understood here."""
+    kinds: dict[str, str] = {}
+    members: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        verb, name, what, *more = line.split()
+        if verb == "create":
+            kinds[name] = what
+        elif "nomatch" in more:
+            kinds[name] = ""
+        else:
+            members.setdefault(name, set()).add(what)
+    found = [AddressSet(name, kind, frozenset(members.get(name, ()))) for name, kind in kinds.items()]
+    return {one.name: one for one in found if set(one.parts) <= {"ip", "net", "port"}}
+
+
+def from_save(
+    text: str, *, mark: str = "", sets: Mapping[str, AddressSet] | None = None
+) -> dict[tuple[str, str], Chain]:
     """Return the chains that iptables-save tells of.
 
     Args:
         mark: what to add to the names of tables, that tells those of one program from another's.
+        sets: that rules may name.
     """
     chains: dict[tuple[str, str], Chain] = {}
     table = ""
@@ -84,26 +94,27 @@ def from_save(text: str, *, mark: str = "") -> dict[tuple[str, str], Chain]:
             table = line[1:]
         elif line.startswith(":"):
             name, policy = line[1:].split()[:2]
-            chains[table + mark, name] = _iptables_chain(table, name, policy, mark)
+            chains[table + mark, name] = _iptables_chain(table, name, policy, mark, sets or {})
         elif line.startswith("-A "):
             chains[table + mark, line.split(" ", 2)[1]].lines.append(line)
     return chains
 
 
-def _iptables_chain(table: str, name: str, policy: str, mark: str) -> Chain:
+def _iptables_chain(table: str, name: str, policy: str, mark: str, sets: Mapping[str, AddressSet]) -> Chain:
     hook = HOOKS.get(name, "") if policy != "-" else ""
     source = hook in {"postrouting", "input"}
     return Chain(
-        table=table + mark, name=name, parse=lambda line: [_iptables_rule(line)], hook=hook,
+        table=table + mark, name=name, parse=lambda line: [_iptables_rule(line, sets)], hook=hook,
         kind="nat" if table == "nat" else "filter", policy=policy if hook else "",
         priority=PRIORITY.get(table, 100 if source else -100),
     )  # fmt: skip
 
 
-def _iptables_rule(line: str) -> Rule:
+def _iptables_rule(line: str, sets: Mapping[str, AddressSet]) -> Rule:
     comment = COMMENT.search(line)
     words = COMMENT.sub("", line, count=1).split()[2:]
     conditions, lot, remember = [], 1.0, False
+    virtual: dict[str, str] = {}
     while words and words[0] not in {"-j", "-g"}:
         negated = words[0] == "!"
         option, *words = words[negated:]
@@ -115,14 +126,26 @@ def _iptables_rule(line: str) -> Rule:
             lot = 1 / int(value)
         elif option == "--set":
             remember = True
+        elif option in VIRTUAL and not negated:
+            virtual[option] = value
+        elif option == "--match-set" and value in sets:
+            conditions.append(Condition("set", (sets[value], tuple(words.pop(0).split(","))), negated, value))
         elif option not in SILENT and not (option == "-m" and value not in OPAQUE):
             extra, words = _extra(option, words)
             conditions.append(_iptables_condition(option, value, negated, extra))
+    if virtual:
+        conditions.append(Condition("virtual", tuple(VIRTUAL[one](value) for one, value in virtual.items())))
     actions = (*([Verdict("remember")] if remember else []), *_iptables_target(words))
     told = comment[1] or comment[2] if comment else ""
     return Rule(text=line, conditions=tuple(conditions), lot=lot, actions=actions, comment=told or "")
 
 
+PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}
+VIRTUAL: dict[str, Callable[[str], tuple[str, Any]]] = {  # options of -m ipvs
+    "--vproto": lambda value: ("protocol", (PROTOCOLS.get(value, value),)),
+    "--vaddr": lambda value: ("address", ipaddress.ip_network(value)),
+    "--vport": lambda value: ("port", _ports(value)),
+}
 SILENT = {"--mode", "--packet", "--seconds", "--reap", "--name", "--mask", "--rsource", "--random"}
 OPAQUE = {"limit", "hashlimit", "connlimit", "u32", "bpf", "time", "quota"}  # their options all say one thing
 
@@ -153,6 +176,8 @@ def _iptables_condition(option: str, value: str, negated: bool, extra: str) -> C
         return Condition("protocol", (value,), negated)
     if option in {"--rcheck", "--update"}:
         return Condition("remembered", (), negated)
+    if option == "--physdev-is-in":
+        return Condition("bridged", (), negated)
     return Condition("other", (), negated, " ".join(filter(None, [option, value, extra])))
 
 

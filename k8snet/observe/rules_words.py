@@ -35,7 +35,9 @@ class Names:
 
 
 def door(address: str, port: int, protocol: str) -> str:
-    """Return where packets are sent to, as "10.96.0.20:80/tcp"."""
+    """Return where packets are sent to, as "10.96.0.20:80/tcp"; without a port for a ping."""
+    if not port:
+        return f"{address}/{protocol}"
     return f"{f'[{address}]' if ':' in address else address}:{port}/{protocol}"
 
 
@@ -53,6 +55,7 @@ MEANINGS = {
     ("filter", "KUBE-PROXY-FIREWALL"): "who is in no source range of a load balancer",
     ("filter", "KUBE-FORWARD"): "what has the mark, and known connections",
     ("filter", "KUBE-FIREWALL"): "strangers to localhost",
+    ("filter", "KUBE-IPVS-OUT-FILTER"): "load balancers that the node may not use",
     ("nat", "KUBE-MARK-MASQ"): "sets the mark for masquerade",
     ("nat", "KUBE-POSTROUTING"): "masquerades what has the mark",
     ("kube-proxy", "services"): "two maps: addresses, and node ports",
@@ -62,6 +65,15 @@ MEANINGS = {
     ("kube-proxy", "cluster-ips-check"): "other ports of cluster IPs, and unused ones",
     ("kube-proxy", "reject-chain"): "says no", ("kube-proxy", "mark-for-masquerade"): "sets the mark for masquerade",
     ("kube-proxy", "masquerading"): "masquerades what has the mark",
+}  # fmt: skip
+OF_SETS = {  # the same chains where they ask sets, and others that only IPVS mode has
+    ("nat", "KUBE-SERVICES"): "a rule for each set of Services",
+    ("nat", "KUBE-POSTROUTING"): "masquerades what has the mark, and who calls itself",
+    ("nat", "KUBE-NODE-PORT"): "the node ports", ("filter", "KUBE-NODE-PORT"): "health checks of load balancers",
+    ("nat", "KUBE-LOAD-BALANCER"): "addresses of load balancers",
+    ("filter", "KUBE-PROXY-FIREWALL"): "load balancers with source ranges",
+    ("filter", "KUBE-SOURCE-RANGES-FIREWALL"): "who may use its load balancer",
+    ("filter", "KUBE-IPVS-FILTER"): "lets in what is for a Service, and rejects the rest",
 }  # fmt: skip
 OWN = {
     "KUBE-SVC": "any endpoint", "service": "any endpoint", "KUBE-SVL": "endpoints on this node",
@@ -81,8 +93,12 @@ def meaning(chain: Chain, names: Names, *, service: str = "") -> str:
     """
     if chain.hook:
         return HOOKS[chain.hook]
-    found = MEANINGS.get((chain.table.split()[-1] if " (" not in chain.table else chain.table.split()[0], chain.name))
-    if found:
+    if chain.kind == "ipvs":
+        whose = names.end(chain.name.partition(" ")[2]).partition(", ")[2]
+        return "; ".join(filter(None, [whose, chain.about]))
+    key = chain.table.split()[-1] if " (" not in chain.table else chain.table.split()[0], chain.name
+    sets = key in OF_SETS and any(one.kind == "set" for rule in chain.rules for one in rule.conditions)
+    if found := (OF_SETS[key] if sets else MEANINGS.get(key)):
         return found
     if match := OF_SERVICE.match(chain.name):
         return f"Service {_told_by(chain) or service}, {OWN[match[1]]}".replace("Service ,", "a Service,")
@@ -115,8 +131,9 @@ def reason(rule: Rule, packet: Packet, place: Place, names: Names) -> str:
         return f"{rule.map_name} has no element {' . '.join(rule.key(packet))}: does not match"
     told = [FACTS[one.kind](one, packet, place, names) for one in _without_double(rule.conditions)]
     told += [f"{rule.map_name} has the element {' . '.join(rule.key(packet))}"] if rule.map is not None else []
-    told += [_lot(rule)] if rule.lot < 1 or rule.of else []
-    return ", ".join(told) + ("" if rule.lot < 1 or rule.of else ": matches") if told else "every packet: matches"
+    chosen = rule.choice or (_lot(rule) if rule.lot < 1 or rule.of else "")
+    told += [chosen] if chosen else []
+    return ", ".join(told) + ("" if chosen else ": matches") if told else "every packet: matches"
 
 
 def _without_double(conditions: Iterable[Condition]) -> list[Condition]:
@@ -158,7 +175,9 @@ def _of_address(which: str) -> Callable[[Condition, Packet, Place, Names], str]:
 def _of_type(which: str) -> Callable[[Condition, Packet, Place, Names], str]:
     def told(_: Condition, packet: Packet, place: Place, names: Names) -> str:
         local = place.is_local(str(getattr(packet, which)))
-        return f"{which} {names.told(getattr(packet, which))} is {'an' if local else 'no'} address of {place.name}"
+        interface = place.interfaces.get(str(getattr(packet, which)))
+        told = f"{which} {names.told(getattr(packet, which))} is {'an' if local else 'no'} address of {place.name}"
+        return f"{told}, on {interface}" if interface else told
 
     return told
 
@@ -196,6 +215,28 @@ def _of_interface(one: Condition, packet: Packet, place: Place, _: Names) -> str
     return f"it {verb} {name or 'an interface that is not known'}, not {' or '.join(one.values)}"
 
 
+def _of_set(one: Condition, packet: Packet, place: Place, _: Names) -> str:
+    found, ways = one.values
+    key = ",".join(part or "?" for part in found.key(packet, ways))
+    return f"the set {found.name} {'has' if one.holds(packet, place) != one.negated else 'does not have'} {key}"
+
+
+def _of_virtual(one: Condition, packet: Packet, place: Place, _: Names) -> str:
+    if packet.virtual is None:
+        return "IPVS has not translated it"
+    protocol, address, port = packet.virtual
+    which = "the rule's" if one.holds(packet, place) != one.negated else "another"
+    return f"IPVS has translated it from {door(address, port, protocol)}, {which} virtual server"
+
+
+def _of_bridge(_: Condition, packet: Packet, place: Place, __: Names) -> str:
+    if packet.here:
+        return "the node itself has sent it"
+    if not packet.came:
+        return "it came in by an interface that is not known"
+    return f"it came in by {'a port of' if packet.came in place.bridges else ''} {packet.came}".replace("  ", " ")
+
+
 FACTS: dict[str, Callable[[Condition, Packet, Place, Names], str]] = {
     "source": _of_address("source"),
     "destination": _of_address("destination"),
@@ -208,6 +249,11 @@ FACTS: dict[str, Callable[[Condition, Packet, Place, Names], str]] = {
     "remembered": lambda *_: "nothing is remembered of a client that calls for the first time",
     "in": _of_interface,
     "out": _of_interface,
+    "set": _of_set,
+    "virtual": _of_virtual,
+    "bridged": _of_bridge,
+    "never": lambda one, *_: one.note,
+    "now": lambda one, *_: one.note,
     "other": lambda one, *_: f"“{one.note}” is not understood here, and taken as not matching",
 }
 
@@ -236,6 +282,8 @@ def _follows(verdict: Verdict, ruleset: Ruleset, table: str, names: Names) -> st
         return _mark(verdict)
     if verdict.kind == "dnat":
         return f"DNAT: its destination becomes {names.end(verdict.target)}"
+    if verdict.kind == "reject" and verdict.target:
+        return f"{ENDS['reject']}, {verdict.target}"
     if verdict.kind == "masquerade":
         return f"masquerade: its source becomes {verdict.target or 'the address of the interface it leaves by'}"
     return ENDS[verdict.kind] or f"{verdict.target}: not understood here, on to the next rule"
@@ -269,7 +317,9 @@ def label(rule: Rule, packet: Packet, names: Names, *, brief: bool = False) -> s
     where = {"destination", "port"}
     told = [] if brief else [_where(rule, packet, names)]
     told += [LABELS[one.kind](one, names) for one in rule.conditions if one.kind in LABELS and one.kind not in where]
-    if rule.of:
+    if rule.part:
+        told.append(rule.part)
+    elif rule.of:
         told.append(f"1 of {rule.of}")
     elif rule.lot < 1:
         count = round(1 / rule.lot)
@@ -315,5 +365,8 @@ LABELS: dict[str, Callable[[Condition, Names], str]] = {
     "mark": lambda one, _: f"{'no ' if one.negated == bool(one.values[0]) else ''}mark",
     "in": lambda one, _: f"{_not(not one.negated)}in by {one.values[0]}",
     "out": lambda one, _: f"{_not(not one.negated)}out by {one.values[0]}",
+    "set": lambda one, _: f"{_not(not one.negated)}in {one.note}",
+    "virtual": lambda *_: "by this virtual server",
+    "bridged": lambda one, _: f"{_not(not one.negated)}by a bridge",
     "other": lambda one, _: f"“{one.note}”",
 }

@@ -3,6 +3,7 @@
     prerouting ── is it for this node? ──┬── input
                                          └── forward ── postrouting
     output ───── postrouting             sent by the node itself; what is for the node comes back in by lo
+    input ── IPVS ── output ── postrouting    for an address of the node that is a virtual server of IPVS
 
 At each hook the chains that hang there are tried in the order of their priority, and their rules in theirs.
 A rule "by lot" takes a share of the packets, so that one walk finds every end and how likely it is. A packet
@@ -14,13 +15,16 @@ Source: iptables(8), iptables-extensions(8), nft(8); a connection's later packet
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from typing import Any
 
-__all__ = ["Chain", "Condition", "Journey", "Packet", "Place", "Rule", "Ruleset", "Step", "Verdict", "address_of"]
+__all__ = [
+    "AddressSet", "Chain", "Condition", "Journey", "Packet", "Place", "Rule", "Ruleset", "Step", "Verdict",
+    "address_of",
+]  # fmt: skip
 
 DNAT_HOOKS = ("prerouting", "output")
 
@@ -37,14 +41,15 @@ class Packet:
 
     source: str | None  # None: anybody's
     destination: str
-    protocol: str  # "tcp", "udp" or "sctp"
-    port: int  # that it is for
+    protocol: str  # "tcp", "udp" or "sctp"; "icmp" or "ipv6-icmp" for a ping
+    port: int  # that it is for; 0 for a ping
     here: bool = False  # a process of this node has sent it
     came: str = ""  # interface; "" where that is not known
     leaves: str = ""  # interface; "" before that is decided
     mark: int = 0
     marked: bool = False  # a rule has given it a mark, whatever came of that
     translated: bool = False
+    virtual: tuple[str, str, int] | None = None  # protocol, address, port: what IPVS has translated it from
     masqueraded: bool = False
     accepted: bool = False  # a rule of the table filter said ACCEPT
     fate: str = ""  # "DROP", "REJECT" or "no route"; "": it goes on
@@ -58,6 +63,8 @@ class Place:
     name: str
     addresses: frozenset[str]
     route: Callable[[str], str]  # address -> the interface that leads there; "" where none does
+    interfaces: Mapping[str, str] = field(default_factory=dict)  # address -> the interface that has it
+    bridges: frozenset[str] = frozenset()  # interfaces whose ports call iptables
 
     def is_local(self, address: str) -> bool:
         """Return whether an address is one of the node's own."""
@@ -65,6 +72,56 @@ class Place:
 
 
 # -- what a rule says ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AddressSet:
+    """An ipset: addresses, networks and ports that a rule asks for at once."""
+
+    name: str
+    kind: str  # "hash:ip,port", "bitmap:port", ...
+    members: frozenset[str] = frozenset()  # as `ipset save` writes them
+
+    @property
+    def parts(self) -> list[str]:
+        """What a member is made of: "ip", "net", "port"."""
+        return self.kind.partition(":")[2].split(",")
+
+    def key(self, packet: Packet, ways: Sequence[str]) -> list[str | None]:
+        """Return what is looked up for a packet; None for a part of it that is not known.
+
+        Args:
+            ways: "src" or "dst" for each part.
+        """
+        return [self._part(packet, part, way) for part, way in zip(self.parts, ways, strict=False)]
+
+    def _part(self, packet: Packet, part: str, way: str) -> str | None:
+        if part != "port":
+            return packet.source if way == "src" else packet.destination
+        if way == "src":
+            return None
+        port = PING.get(packet.protocol, f"{packet.protocol}:{packet.port}")
+        return port.removeprefix("tcp:").removeprefix("udp:") if self.kind == "bitmap:port" else port
+
+    def has(self, packet: Packet, ways: Sequence[str]) -> bool | None:
+        """Return whether a packet is in the set; None where that cannot be told."""
+        wanted = self.key(packet, ways)
+        if len(wanted) < len(self.parts):
+            return False
+        if None not in wanted and "net" not in self.parts:
+            return ",".join(filter(None, wanted)) in self.members
+        answers = {self._fits(member.split(","), wanted) for member in self.members}
+        return True if True in answers else None if None in answers else False
+
+    def _fits(self, member: Sequence[str], wanted: Sequence[str | None]) -> bool | None:
+        for mine, theirs in zip(member, wanted, strict=True):
+            inside = "/" in mine and theirs is not None and address_of(theirs) in ipaddress.ip_network(mine)
+            if theirs is not None and not inside and mine != theirs:
+                return False
+        return None if None in wanted else True
+
+
+PING = {"icmp": "icmp:8/0", "ipv6-icmp": "icmpv6:128/0"}  # type and code, which stand where others have a port
 
 
 @dataclass(frozen=True)
@@ -94,6 +151,18 @@ def _interface(name: str, patterns: tuple[Any, ...]) -> bool | None:
     return any(fnmatchcase(name, one) for one in patterns) if name else None
 
 
+def _bridged(packet: Packet, place: Place) -> bool | None:
+    return False if packet.here else packet.came in place.bridges if packet.came else None
+
+
+def _virtual(virtual: tuple[str, str, int] | None, asked: Iterable[tuple[str, Any]]) -> bool:
+    if virtual is None:
+        return False
+    protocol, address, port = virtual
+    have = {"protocol": protocol, "address": address_of(address), "port": port}
+    return all(have[part] in value for part, value in asked)
+
+
 TESTS: dict[str, Callable[[tuple[Any, ...], Packet, Place], bool | None]] = {
     "source": lambda values, packet, _: _address(packet.source, values),
     "destination": lambda values, packet, _: _address(packet.destination, values),
@@ -106,6 +175,11 @@ TESTS: dict[str, Callable[[tuple[Any, ...], Packet, Place], bool | None]] = {
     "remembered": lambda _, packet, __: None if packet.source is None else False,  # by an earlier connection
     "in": lambda values, packet, _: _interface(packet.came, values),
     "out": lambda values, packet, _: _interface(packet.leaves, values),
+    "set": lambda values, packet, _: values[0].has(packet, values[1]),  # an AddressSet, and its parts' ways
+    "virtual": lambda values, packet, _: _virtual(packet.virtual, values),
+    "bridged": lambda _, packet, place: _bridged(packet, place),
+    "never": lambda *_: False,
+    "now": lambda values, packet, _: None if packet.source is None else values[0],  # as things are; not in a picture
     "other": lambda *_: None,
 }
 
@@ -148,15 +222,22 @@ class Rule:
     conditions: tuple[Condition, ...] = ()
     lot: float = 1.0  # the share of the packets that it takes
     of: int = 0  # "one of n", where the rule itself says so; 0 where it only says how likely it is
+    choice: str = ""  # how a scheduler has come to it, which takes no lots
+    part: str = ""  # the same in a word or two
     actions: tuple[Verdict, ...] = ()  # one that ends the rule is the last
     keys: tuple[str, ...] = ()  # what is looked up in a map: "destination", "protocol", "port", "source"
     map: Any = None  # key -> Verdict; one that is not there: the rule does not match
     map_name: str = ""
+    texts: Any = None  # key -> its own text, of a rule that has one for each element
     comment: str = ""
 
     def key(self, packet: Packet) -> tuple[str, ...]:
         """Return what is looked up for a packet."""
         return tuple(str(getattr(packet, one)) for one in self.keys)
+
+    def told(self, packet: Packet) -> str:
+        """Return the text that a packet meets."""
+        return self.text if self.texts is None else str(self.texts.get(self.key(packet), self.text))
 
     def does(self, packet: Packet) -> tuple[Verdict, ...] | None:
         """Return what becomes of a packet that fulfils all conditions; None if a map has no element for it."""
@@ -175,9 +256,10 @@ class Chain:
     lines: list[Any] = field(default_factory=list)
     parse: Callable[[Any], list[Rule]] = list
     hook: str = ""  # "prerouting", ...; "" for one that others jump to
-    kind: str = "filter"  # "nat": asked once for each connection
+    kind: str = "filter"  # "nat": asked once for each connection; "ipvs": no chain, but IPVS
     priority: int = 0
     policy: str = ""  # "DROP" drops what no rule has decided
+    about: str = ""  # what it does, where that is not in its rules
 
     @cached_property
     def rules(self) -> list[Rule]:
@@ -201,6 +283,7 @@ class Ruleset:
     """The chains of one node and address family."""
 
     chains: dict[tuple[str, str], Chain]  # by table and name
+    tracked: bool = True  # conntrack knows what IPVS translates, and so the table nat is asked for it
 
     def at(self, hook: str) -> list[Chain]:
         """Return the chains that hang at a hook, in the order in which they are tried."""
@@ -236,14 +319,19 @@ class Journey:
 
     def _travel(self, packets: list[Packet]) -> list[Packet]:
         if packets[0].here:
-            packets = self._routed(self._hook("output", self._routed(packets)))
-            packets = self._hook("postrouting", packets)
+            packets = self._hook("postrouting", self._hook("output", self._routed(packets)))
             inward, rest = self._split(packets)
             inward = self._hook("prerouting", [replace(one, came="lo") for one in inward], again=True)
-            return [*rest, *self._hook("input", inward, again=True)]
+            return [*rest, *self._inward(inward, again=True)]
         inward, rest = self._split(self._hook("prerouting", packets))
         rest = self._hook("postrouting", self._hook("forward", self._routed(rest)))
-        return [*self._hook("input", inward), *rest]
+        return [*self._inward(inward), *rest]
+
+    def _inward(self, packets: list[Packet], *, again: bool = False) -> list[Packet]:
+        """Return packets for the node: a process has them, or IPVS sends them on as if the node had made them."""
+        kept, sent = self._split(self._hook("input", packets, again=again))
+        sent = self._routed(replace(one, came="") for one in sent)
+        return [*kept, *self._hook("postrouting", self._hook("output", sent, again=True))]
 
     def _split(self, packets: Iterable[Packet]) -> tuple[list[Packet], list[Packet]]:
         """Return those that are for this node, and all others."""
@@ -274,11 +362,16 @@ class Journey:
             if chain.policy == "DROP" and back:
                 back = self._policy(chain, back, hook)
             packets = _merged([*passed, *done, *back])
+            packets = self._routed(packets) if hook == "output" else packets
         return packets
 
     def _asks(self, chain: Chain, packet: Packet, *, again: bool) -> bool:
+        sent = packet.virtual is not None and not self.place.is_local(packet.destination)  # by IPVS, on to OUTPUT
+        if packet.fate or (chain.kind == "ipvs" and packet.virtual) or (chain.hook == "input" and sent):
+            return False
         settled = packet.translated if chain.hook in DNAT_HOOKS else packet.masqueraded
-        return not packet.fate and not (chain.kind == "nat" and (settled or again))
+        unknown = packet.virtual is not None and not self.ruleset.tracked
+        return not (chain.kind == "nat" and (settled or again or unknown))
 
     def _policy(self, chain: Chain, packets: list[Packet], hook: str) -> list[Packet]:
         rule = Rule(text="policy drop", actions=(Verdict("drop"),))
@@ -324,6 +417,8 @@ class Journey:
         self, chain: Chain, verdicts: Sequence[Verdict], packets: list[Packet], hook: str, depth: int
     ) -> tuple[list[Packet], list[Packet], list[Packet]]:  # on to the next rule, back to who jumped here, decided
         for verdict in verdicts:
+            if verdict.kind == "dnat" and chain.kind == "ipvs":
+                packets = [replace(one, virtual=(one.protocol, one.destination, one.port)) for one in packets]
             packets = [verdict.on(one, filters=chain.kind != "nat") for one in packets]
             if verdict.kind in {"jump", "goto"}:
                 target = self.ruleset.chains.get((chain.table, verdict.target))

@@ -27,7 +27,7 @@ __all__ = ["Outcome", "Told", "Why", "explain", "outcomes", "why"]
 FIRST = "The first packet of a connection, of a client that has not called before; conntrack treats the rest like it."
 ALL = "all"
 COLUMNS = ("chain and rule", "why", "packets", "what follows")
-PROTOCOLS = ("tcp", "udp", "sctp")
+PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,7 @@ def why(
     Args:
         source: a Pod, a pod's name, a node's name, or an address.
         target: "shop/web", "shop/web:http", or an address and port: "10.96.0.20:80", "[fd00::1]:80".
+        protocol: one of PROTOCOLS; "icmp" is a ping, whose target has no port.
         node: on which the rules are asked; None: the source's own, or, for a stranger, the node it calls or the first.
         everything: tell of the rules that did not match, too.
 
@@ -164,7 +165,9 @@ def why(
     check_family(cluster, family)
     sender, home, own = _source(cluster, source, family)
     first = cluster.node(node) if node else home or _called(cluster, target)
-    packet = _packet(first, sender, _target(cluster, first, target, protocol.lower(), family), protocol.lower())
+    protocol = protocol.lower()
+    found = _target(cluster, first, target, protocol, family)
+    packet = _packet(first, sender, found, "ipv6-icmp" if (protocol, family) == ("icmp", "v6") else protocol)
     packet = _from_here(first, packet) if own and home is first else packet
     journey, names = _through(cluster, first, packet, family)
     steps, asked = explain(journey, names, everything=everything), _question(packet, names, first)
@@ -175,8 +178,8 @@ def why(
         journey, names = _through(cluster, beyond, _packet(beyond, sender, (end.destination, end.port), end.protocol),
                                   family)  # fmt: skip
         steps += explain(journey, names, everything=everything)
-    found = outcomes(journey.ends, journey.place, names)
-    return Why(question=asked, steps=tuple(steps), outcomes=tuple(found))
+    ends = outcomes(journey.ends, journey.place, names)
+    return Why(question=asked, steps=tuple(steps), outcomes=tuple(ends))
 
 
 def _through(cluster: Cluster, node: Node, packet: Packet, family: str) -> tuple[Journey, words.Names]:
@@ -218,14 +221,16 @@ def _of_address(cluster: Cluster, name: str, family: str) -> tuple[str, Node | N
 
 def _called(cluster: Cluster, target: str) -> Node:
     """Return the node whose address is called, else the first: a stranger's packet may come in by any."""
-    address = target.rpartition(":")[0].strip("[]")
+    address = target if _is_address(target) else target.rpartition(":")[0].strip("[]")
     nodes = list(cluster.nodes.values())
     return next((one for one in nodes if address in one.addresses.values()), nodes[0])
 
 
 def _target(cluster: Cluster, node: Node, target: str, protocol: str, family: str) -> tuple[str, int]:
-    """Return an address and port; those of the cluster IP for a Service."""
+    """Return an address and port; those of the cluster IP for a Service; port 0 for a ping."""
     head, _, tail = target.rpartition(":")
+    if protocol == "icmp":
+        return _pinged(cluster, node, target, family), 0
     if _is_address(head):
         if not (tail.isdecimal() and 0 < int(tail) < 65536):
             raise InvalidInput(f"target {target!r}: the port is a number from 1 to 65535")
@@ -238,6 +243,15 @@ def _target(cluster: Cluster, node: Node, target: str, protocol: str, family: st
         have = " or ".join(f"{target}:{one.port_name or one.port}" for one in chosen)
         raise InvalidInput(f"Service {target} has several {protocol} ports; write {have}")
     return chosen[0].cluster_ip, chosen[0].port
+
+
+def _pinged(cluster: Cluster, node: Node, target: str, family: str) -> str:
+    if _is_address(target):
+        return str(ipaddress.ip_address(target.strip("[]")))
+    head = target.rpartition(":")[0]
+    if _is_address(head):
+        raise InvalidInput(f"target {target!r}: a ping has no port; write it as {head}")
+    return ports_of(cluster, node, target, family=family)[0].cluster_ip
 
 
 def _is_address(text: str) -> bool:
@@ -303,11 +317,12 @@ def _told(step: Step, journey: Journey, names: words.Names) -> Told:
     ruleset, place, chain, rule = journey.ruleset, journey.place, step.chain, step.rule
     then = words.follows(step.verdicts, ruleset, chain.table, names) if step.matched else "on to the next rule"
     why = words.reason(rule, step.packet, place, names)
-    if step.matched and not rule.conditions and rule.lot == 1 and any(one.lot < 1 for one in chain.rules):
+    lots = chain.kind != "ipvs"
+    if lots and step.matched and not rule.conditions and rule.lot == 1 and any(one.lot < 1 for one in chain.rules):
         why = why.replace("every packet", "what the lots have left")
     return Told(
-        node=place.name, hook=step.hook, table=chain.table, chain=chain.name, depth=step.depth, rule=rule.text,
-        matched=step.matched, why=why, then=then, share=step.share,
+        node=place.name, hook=step.hook, table=chain.table, chain=chain.name, depth=step.depth,
+        rule=rule.told(step.packet), matched=step.matched, why=why, then=then, share=step.share,
     )  # fmt: skip
 
 
@@ -316,7 +331,8 @@ def outcomes(ends: list[Packet], place: Place, names: words.Names) -> list[Outco
     found: dict[tuple[str, str, bool, bool, str], float] = {}
     for one in ends:
         kind = one.fate or ("endpoint" if one.translated else "ACCEPT" if one.accepted else "on")
-        to = words.door(one.destination, one.port, one.protocol).partition("/")[0]
+        _, address, port = one.virtual if one.virtual and one.fate else ("", one.destination, one.port)
+        to = words.door(address, port, one.protocol).partition("/")[0]
         key = kind, to, one.masqueraded, one.marked, str(one.source)
         found[key] = found.get(key, 0.0) + one.chance
     return [
@@ -338,9 +354,9 @@ def _ending(kind: str, to: str, masqueraded: bool, place: Place, names: words.Na
     sender = "with an address of the node as its source" if masqueraded else f"with its own source, {source}"
     if kind == "endpoint":
         return f"endpoint {names.end(to)}, {sender}"
-    address = to.rpartition(":")[0].strip("[]")
+    address = to if _is_address(to) else to.rpartition(":")[0].strip("[]")
     local = place.is_local(address)
-    where = f"a process of {place.name} that listens on {to}" if local else \
-        f"{names.end(to)}, out by {place.route(address)}"  # fmt: skip
+    who = f"{place.name} itself" if to == address else f"a process of {place.name} that listens on {to}"
+    where = who if local else f"{names.end(to)}, out by {place.route(address)}"
     said = "a rule lets it pass" if kind == "ACCEPT" else "no rule translates or stops it"
     return f"{said}: it goes on to {where}, {sender}"

@@ -35,7 +35,7 @@ def node(lab):
     return made
 
 
-def told(node, mode, flow):
+def told(node, flow):
     """Return what becomes of a flow as upstream's tests write it, by the rules that the kernel has."""
     place = place_of(SimpleNamespace(name="node", netns=node))
     source = flow["sourceIP"]
@@ -43,7 +43,7 @@ def told(node, mode, flow):
         source=source, destination=flow["destIP"], protocol=flow["protocol"].lower(), port=flow["destPort"],
         here=place.is_local(source), came="eth0",
     )  # fmt: skip
-    journey = Journey(read(node, mode=mode), place, packet)
+    journey = Journey(read(node), place, packet)
     found = outcomes(journey.ends, place, Names())
     assert sum(one.share for one in found) == pytest.approx(1)
     kinds = {one.kind for one in found}
@@ -71,7 +71,7 @@ def test_the_live_rules_of_iptables_mode_send_every_flow_where_upstream_does(nod
         objects.step(step) if number else None
         proxier.apply(node, objects.ports(config))
         for flow in flows:
-            assert told(node, "iptables", flow) == (flow["output"], flow["masq"]), flow["name"]
+            assert told(node, flow) == (flow["output"], flow["masq"]), flow["name"]
 
 
 @pytest.mark.parametrize("name", by_nftables.with_flows())
@@ -82,7 +82,7 @@ def test_the_live_rules_of_nftables_mode_send_every_flow_where_it_belongs(node, 
     for objects, flows in by_nftables.states_of(name):
         proxier.apply(node, service_ports(objects, config))
         for flow in flows:
-            assert told(node, "nftables", flow) == by_nftables.expected(flow, objects), flow["name"]
+            assert told(node, flow) == by_nftables.expected(flow, objects), flow["name"]
 
 
 def test_every_flow_of_the_data_was_tried():

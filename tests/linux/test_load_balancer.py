@@ -105,6 +105,18 @@ def test_services_get_addresses_in_order_keep_them_and_free_them(shop):
         balancer.address("late")
 
 
+def test_a_service_of_another_namespace_is_named_with_it_in_one_word_or_two(shop):
+    cluster = shop(1)
+    cluster.run_pod("web", namespace="shop", ports=[8080], labels={"app": "web"})
+    cluster.apply(service("far, namespace: shop"))
+    balancer = cluster.start_load_balancer()
+    assert balancer.address("shop/far") == balancer.address("far", namespace="shop") == "172.18.255.2"
+    assert balancer.announcers("shop/far") == balancer.announcers("far", namespace="shop") == ["node1"]
+    assert balancer.announcers("default/web", namespace="shop") == ["node1"]
+    with pytest.raises(NotFound, match=r"no Service 'web' in namespace 'shop' .* these do: far"):
+        balancer.announcers("shop/web")
+
+
 def test_services_are_shown_with_what_leads_to_them(shop):
     cluster = shop(1)
     cluster.apply(service("old", type="ClusterIP", more="externalIPs: [198.51.100.7]"))

@@ -306,8 +306,11 @@ def test_a_sweep_can_be_held_against_what_policies_say(shop):
         {"from": "shop/db", "to": "shop/web", "protocol": "TCP", "port": 80, "seen": "ok", "expected": "denied"}
     ]
     assert "✔!" in str(wrong)
-    assert "outline:" in wrong._repr_html_()
-    assert "differences" not in cluster.reach(ports=["tcp/80"], timeout_s=0.3).to_dict()
+    assert [one._repr_html_().count("outline:") for one in (found, wrong)] == [1, 2]  # the legend's, and the cell's
+    plain = cluster.reach(ports=["tcp/80"], timeout_s=0.3)
+    assert "differences" not in plain.to_dict()
+    assert "timeout (silence)" in plain._repr_html_()
+    assert "outline:" not in plain._repr_html_()
 
 
 def test_neighbours_that_a_sweep_has_learnt_are_forgotten_and_others_stay(shop, monkeypatch):

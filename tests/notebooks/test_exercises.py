@@ -101,12 +101,8 @@ def kept_by(executed: Path) -> Any:
 
 
 def replay_in_guest(script: str) -> Any:
-    """Do what replay() does, in the virtual machine, which shares no folder for the script.
-
-    It has just booted. IPVS is a module there, which ipvsadm loads, and until then no sysctl of it exists.
-    """
-    typed = "ipvsadm --list > /dev/null && cat > /tmp/script && bash /tmp/script >&2"
-    command = f"{typed} && {sys.executable} -m k8snet.observe.snapshot"
+    """Do what replay() does, in the virtual machine, which shares no folder for the script, and has just booted."""
+    command = f"cat > /tmp/script && bash /tmp/script >&2 && {sys.executable} -m k8snet.observe.snapshot"
     done = subprocess.run(
         [sys.executable, "-m", "k8snet.cli", "sandbox", "--vm", "--", "sh", "-c", command],
         input=script, capture_output=True, text=True, check=False, timeout=GUEST_S,

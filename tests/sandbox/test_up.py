@@ -49,9 +49,10 @@ def test_the_command_k8snet_is_found_where_only_the_virtual_environment_has_it()
 def test_the_rules_of_a_service_are_told_in_the_shell():
     service = """{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop},
         spec: {selector: {app: web}, ports: [{port: 80}]}}"""
-    done = in_cluster(f"echo '{service}' | k apply -f - && k rules shop/web && k why shop/client shop/web")
-    assert done.returncode == 0, done.stderr
-    for said in ("KUBE-SVC-", "1 of 3", "DNAT", "10.96.0.20"):
+    done = in_cluster(f"echo '{service}' | k apply -f - && k rules shop/web && k why shop/client shop/web "
+                      "&& k why --icmp shop/client 10.96.0.20; k why --icmp --udp a b")
+    assert "--udp and --icmp" in done.stderr
+    for said in ("KUBE-SVC-", "1 of 3", "DNAT", "10.96.0.20", "icmp"):
         assert said in done.stdout, done.stdout
 
 

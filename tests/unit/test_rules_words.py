@@ -8,9 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from k8snet import rules_cli, session
-from k8snet.errors import CapabilityMissing
 from k8snet.observe.rules import Box, Line, RulesView, folded, tree_of
-from k8snet.observe.rules_read import from_nft, from_save, read
+from k8snet.observe.rules_read import from_nft, from_save
 from k8snet.observe.rules_words import Names, label, meaning, reason
 from k8snet.observe.ruleset import Journey, Packet, Place, Ruleset
 from k8snet.observe.why import explain, outcomes, share
@@ -239,11 +238,6 @@ def test_nft_reads_sets_marks_and_where_addresses_are():
     assert told[4] == "source 10.244.1.2 (pod client on node1) is no address of node1: does not match"
     assert rules[4].actions[0].on(packet(), filters=False).mark == 0x4000
     assert rules[5].actions[0].target == "[fd00::1]:80"
-
-
-def test_a_mode_that_has_no_reader_names_what_to_use():
-    with pytest.raises(CapabilityMissing, match="use one of the modes iptables and nftables, or `ipvsadm -Ln`"):
-        read(None, mode="none of ours")
 
 
 # -- the tree ----------------------------------------------------------------------------

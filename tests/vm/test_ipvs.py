@@ -92,7 +92,9 @@ def test_a_second_apply_changes_nothing_a_new_proxier_neither_and_remove_leaves_
     before = lab.snapshot()
     first = Proxier(CONFIG)
     assert first.apply(node, [port]) > 10
-    programmed = lab.snapshot()
+    programmed, typed = lab.snapshot(), [entry.typed() for entry in lab.transcript.entries]
+    loads, sets = (next(n for n, one in enumerate(typed) if word in one) for word in ("ipvsadm", "net.ipv4.vs."))
+    assert loads < sets  # a person's kernel has these sysctls only when it has loaded IPVS
     assert "-A -t 10.96.0.20:80 -s rr -p 60" in programmed["node"].lines("ipvs")
     assert "+ node: ipvs: -A -t 172.18.0.2:30080 -s rr -p 60" in str(before.diff(programmed))
     assert first.apply(node, [port]) == 0
@@ -103,6 +105,19 @@ def test_a_second_apply_changes_nothing_a_new_proxier_neither_and_remove_leaves_
     first.remove(node)
     first.remove(node)  # nothing there is nothing to do
     assert lab.snapshot() == before, before.diff(lab.snapshot())
+
+
+def test_each_node_of_many_services_is_read_whole(lab):
+    """After the first 4 kB of its text the kernel goes on where it should only if no other netns has any Service."""
+    nodes = [lab.netns(f"node{number}", forward=True) for number in (1, 2)]
+    wanted = [service(1, 2, cluster_ip=f"10.97.0.{number}") for number in range(1, 151)]
+    for node in nodes:
+        Proxier(CONFIG).apply(node, wanted)
+    for node in nodes:
+        shown = node.run("cat", "/proc/net/ip_vs").stdout
+        assert shown.count("TCP ") < len(wanted)  # or the kernel has learned to count
+        assert list(weights(node).values()) == [{1: 1, 2: 1}] * len(wanted)
+        assert Proxier(CONFIG).apply(node, wanted) == 1  # the rules are loaded anew, as they were
 
 
 def test_a_change_touches_what_has_changed_and_a_service_that_is_gone_is_gone_everywhere(node):

@@ -336,6 +336,7 @@ class Proxier:
         now = {key: netns.sysctl(key) for key in SYSCTLS if sysctl.exists(netns, key)}
         wrong = {key: value for key, value in now.items() if value != str(SYSCTLS[key])}
         if wrong:
+            netns.record("ipvsadm", "--list", "--numeric")  # as require() did, it loads IPVS, and with it its sysctls
             netns.set_sysctls({key: SYSCTLS[key] for key in wrong})
         self._settings = {**wrong, **self._settings}
         return len(wrong)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["EXERCISES"]
 
 DNS, OUTSIDE, BALANCED = "10.96.0.10", "203.0.113.80", "172.18.255.1"
-PORT = 8080  # of every pod
+PORT, OTHER = 8080, 9  # of every pod; nobody listens there, and whoever is not kept from it is refused
 
 
 def _address(network: Snapshot, pod: str) -> str:
@@ -33,6 +33,14 @@ def _call(
     return Finding(found.ok is good, f"{source} calls {called}, {protocol} {port}: {found.outcome}")
 
 
+def _shut(
+    probe: Prober, source: str, called: str, address: str, port: int = OTHER, *, protocol: str = "tcp"
+) -> Finding:  # fmt: skip
+    """Try a port where nobody listens: whatever is heard of it has passed."""
+    found = probe.connect(source, address, port, protocol=protocol, timeout_s=0.4)
+    return Finding(found.outcome == "timeout", f"{source} calls {called}, {protocol} {port}: {found.outcome}")
+
+
 # -- the database is for the API ---------------------------------------------------------
 
 
@@ -41,6 +49,7 @@ def _only_api(network: Snapshot, probe: Prober) -> Iterator[Finding]:
     yield _call(probe, "shop.api", "shop.db", db)
     for stranger in ("shop.web", "shop.copy", "ops.shell"):
         yield _call(probe, stranger, "shop.db", db, good=False)
+    yield _shut(probe, "shop.api", "shop.db", db)
     yield _call(probe, "shop.db", "shop.api", _address(network, "shop.api"))
     yield _call(probe, "node1", "shop.db", db)
 
@@ -67,7 +76,9 @@ ONLY_API = Exercise(
 def _names(network: Snapshot, probe: Prober) -> Iterator[Finding]:
     yield _call(probe, "shop.db", "shop.web", _address(network, "shop.web"), good=False)
     yield _call(probe, "shop.db", "the internet", OUTSIDE, 80, good=False)
+    yield _shut(probe, "shop.db", "the internet", OUTSIDE, 53, protocol="udp")
     yield _call(probe, "shop.db", "shop.api", _address(network, "shop.api"))
+    yield _shut(probe, "shop.db", "shop.api", _address(network, "shop.api"))
     for protocol in ("udp", "tcp"):
         yield _call(probe, "shop.db", "DNS", DNS, 53, protocol=protocol)
     yield _call(probe, "shop.api", "shop.db", _address(network, "shop.db"))
@@ -77,8 +88,8 @@ NAMES = Exercise(
     slug="14-names",
     title="nowhere but there",
     task=(
-        "`db` shall send nothing to anybody, with two exceptions: it calls `api` at TCP port 8080, and it looks names "
-        "up. Leave the policy of the last exercise as it is."
+        "`db` shall send nothing to anybody, with two exceptions: it calls `api` at TCP port 8080, and it asks the "
+        "cluster's DNS for names. Leave the policy of the last exercise as it is."
     ),
     hints=(
         "Another policy can select the same pod for the other direction. Which two rules does it need?",

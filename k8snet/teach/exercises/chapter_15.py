@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EXERCISES"]
 
-CLIENT, WEB, LATE = "fd00:10:244:1::2", "fd00:10:244:2::2", "fd00:10:244:2::3"
-GATEWAYS = {"client": "fd00:10:244:1::1", "late": "fd00:10:244:2::1"}
+WEB, LATE = "fd00:10:244:2::2", "fd00:10:244:2::3"
+GATEWAY = "fd00:10:244:2::1"  # of late
 SHOP, SHOP_V4 = "fd00:10:96::99", "10.96.0.20"
 NODE, NODE_V4, NODE_PORT, BIG_PORT = "fd00:172:18::1", "172.18.0.1", 30080, 30081
 BIG = 4000  # bytes
@@ -37,9 +37,10 @@ def _served(probe: Prober, source: str, url: str) -> Finding:
 
 
 def _default_routes(network: Snapshot, pod: str) -> Finding:
+    """Have one; whether it leads anywhere is seen by calling, as the gateway has a link-local address, too."""
     found = [one.via for one in network[pod].routes if one.destination == "::/0"]
     told = " and ".join(f"via {one}" for one in found) or "missing"
-    return Finding(found == [GATEWAYS[pod]], f"the IPv6 default route of {pod}: {told}")
+    return Finding(len(found) == 1, f"the IPv6 default route of {pod}: {told}")
 
 
 # -- a second family -----------------------------------------------------------------------
@@ -64,7 +65,7 @@ SECOND_FAMILY = Exercise(
     hints=(
         "What did `client` have at the end of the first part, that `late` has not? `ip -6 address`, `ip -6 route`.",
         f"`ip address add {LATE}/64 dev eth0 nodad`; without `nodad`, give it two seconds.",
-        f"`ip route add default via {GATEWAYS['late']}`: `ip` sees by the address which family you mean.",
+        f"`ip route add default via {GATEWAY}`: `ip` sees by the address which family you mean.",
     ),
     check=_second_family,
 )
