@@ -45,13 +45,13 @@ BY_NAME = Exercise(
     task=(
         "The pods of the StatefulSet `db` keep copies of each other's data, and clients have to write to `db-0` and "
         "to nobody else. Let `till` find each pod by its own name, `db-0.db` and `db-1.db`, and both by `db`. The "
-        "StatefulSet is as it should be, and the Service `db` is not."
+        "StatefulSet is as it should be; what it lacks is a Service."
     ),
     hints=(
         "Which kind of Service has the addresses of its pods in DNS, instead of one of its own?",
         (
-            "A cluster IP cannot be taken away from a Service: "
-            '`cluster.delete("service", "db")`, and then apply one with `clusterIP: None`.'
+            "`serviceName: db` gives the pods `db` for a subdomain, so the Service must be called that. It selects "
+            "them by `app: db`, and has `clusterIP: None`."
         ),
     ),
     check=_by_name,
@@ -61,14 +61,15 @@ BY_NAME = Exercise(
 # -- two queries ---------------------------------------------------------------------------
 
 
-def _two_queries(network: Snapshot, probe: Prober) -> Iterator[Finding]:
+def _two_queries(_: Snapshot, probe: Prober) -> Iterator[Finding]:
     outside = probe.look_up(CLIENT, "www.example.com")
     count = len(outside.asked)
     yield Finding(outside.ok and 0 < count <= 2, f"{CLIENT} looks up www.example.com: {count} queries")
-    inside = probe.look_up(CLIENT, "web")
-    page = probe.fetch(CLIENT, f"http://{inside.addresses[0]}") if inside.ok else None
-    yield Finding(bool(page and page.ok), f"{CLIENT} looks up web, and {'is' if page and page.ok else 'is not'} served")
-    yield _found(probe, "db-0.db", {_address(network, "db-0")})
+    for name in ("web", "web.default"):
+        inside = probe.look_up(CLIENT, name)
+        page = probe.fetch(CLIENT, f"http://{inside.addresses[0]}") if inside.ok else None
+        served = bool(page and page.ok)
+        yield Finding(served, f"{CLIENT} looks up {name}, and {'is' if served else 'is not'} served")
 
 
 TWO_QUERIES = Exercise(
@@ -76,13 +77,19 @@ TWO_QUERIES = Exercise(
     title="two queries",
     task=(
         "`till` calls `www.example.com` all day, and writes the name just so. Let a look-up of it cost two queries, "
-        "one for each family of addresses. `web` and `db-0.db` must still be found. You may change the pod, and not "
-        "what its program writes."
+        "one for each family of addresses. `web` and `web.default` must still be found. You may change the pod, and "
+        "not what its program writes."
     ),
     hints=(
         "How many dots has the name, and from how many on is a name tried as it is?",
-        "`dnsConfig` in the spec of the pod; `options` has a list of `name` and `value`, and the value is a text.",
-        'With `{name: ndots, value: "2"}` a name of two dots is tried first, and `db-0.db`, of one, is still searched.',
+        (
+            "`dnsConfig` in the spec of the pod; `options` has a list of `name` and `value`, and the value is a text. "
+            'A real API server lets nobody change that of a pod that is there: `cluster.delete("pod", "till")` first.'
+        ),
+        (
+            'With `{name: ndots, value: "2"}` a name of two dots is tried as it is, and `web.default`, of one, is '
+            "searched as before."
+        ),
     ),
     check=_two_queries,
 )
@@ -92,13 +99,15 @@ TWO_QUERIES = Exercise(
 
 
 def _elsewhere(_: Snapshot, probe: Prober) -> Iterator[Finding]:
-    found = probe.look_up(CLIENT, "pay")
-    yield Finding(found.ok, f"{CLIENT} looks up pay: {', '.join(found.addresses) or 'nothing'}")
-    if found.ok:
-        page = probe.fetch(CLIENT, f"http://{found.addresses[0]}")
+    for client in (CLIENT, "late"):
+        found = probe.look_up(client, "pay")
+        if not found.ok:
+            yield Finding(False, f"{client} looks up pay: nothing")
+            continue
+        page = probe.fetch(client, f"http://{found.addresses[0]}")
         right = "pay-1" in page.body
         who = "pay-1 answers" if right else "somebody else answers" if page.ok else page.outcome
-        yield Finding(right, f"{CLIENT} calls http://pay: {who}")
+        yield Finding(right, f"{client} calls http://pay, {found.addresses[0]}: {who}")
 
 
 ELSEWHERE = Exercise(
@@ -106,8 +115,8 @@ ELSEWHERE = Exercise(
     title="a name that moves",
     task=(
         "`pay` has been a name for `www.example.com` up to now. Payments have come into the house: they are served by "
-        "the Service `pay` in the namespace `money`. Let all who say `pay`, `till` among them, come there. Nothing is "
-        "changed in `till`, or in the namespace `money`."
+        "the Service `pay` in the namespace `money`. Let all who say `pay`, `till` and `late` among them, come there. "
+        "Nothing is changed in the pods, or in the namespace `money`."
     ),
     hints=(
         "An alias may lead to any name, one of this cluster among them.",
@@ -123,7 +132,9 @@ ELSEWHERE = Exercise(
 
 def _five_seconds(network: Snapshot, probe: Prober) -> Iterator[Finding]:
     lines = [line for one in network["node2"].rules for line in one.lines]
-    lossy = any("statistic" in line and "10.96.0.10" in line and "DROP" in line for line in lines)
+    raw = lines[lines.index("*raw") :] if "*raw" in lines else []
+    first = next((line for line in raw if line.startswith("-A PREROUTING")), "")
+    lossy = all(word in first for word in ("statistic", "10.96.0.10", "DROP"))
     yield Finding(lossy, f"node2 {'still' if lossy else 'no longer'} loses every fifth query")
     for _ in range(4):
         found = probe.look_up("audit", "web", timeout_s=SLOW_S)
@@ -143,7 +154,7 @@ FIVE_SECONDS = Exercise(
     hints=(
         "Who waits five seconds, and where does he read how long he has to wait?",
         "`timeout` and `attempts`, or `use-vc`, are options of resolv.conf(5). How does a pod get options?",
-        'In `audit`: `dnsConfig: {options: [{name: timeout, value: "1"}, {name: attempts, value: "5"}]}`.',
+        'In a new `audit`: `dnsConfig: {options: [{name: timeout, value: "1"}, {name: attempts, value: "5"}]}`.',
     ),
     check=_five_seconds,
 )
