@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from k8snet.errors import CommandFailed, InvalidInput
 from k8snet.linux import address as check
+from k8snet.linux import run as _run
 
 if TYPE_CHECKING:
     from k8snet.linux.netns import Netns
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Connection",
     "Flow",
+    "begin_iptables_save",
     "conntrack",
     "delete_conntrack",
     "ipset",
@@ -92,13 +95,25 @@ def iptables(netns: Netns, *arguments: str, backend: str | None = None, family: 
 
 def iptables_save(netns: Netns, *, backend: str | None = None, family: int = 4, counters: bool = False) -> str:
     """Return all rules as text. Like: iptables-save."""
+    return begin_iptables_save(netns, backend=backend, family=family, counters=counters)()
+
+
+def begin_iptables_save(
+    netns: Netns, *, backend: str | None = None, family: int = 4, counters: bool = False
+) -> Callable[[], str]:
+    """Start to read all rules, and return what waits for them; it must be called. See iptables_save()."""
     words = [_program("-save", backend, family), *(["-c"] if counters else [])]
-    done = netns.run(*words, check=False)
-    if not done.ok and "tables_names" in done.stderr:  # not ours to list, as no uid 0 is mapped here; but to ask
-        return "".join(netns.run(*words, "-t", table, check=False).stdout for table in LEGACY_TABLES)
-    if not done.ok:
-        raise CommandFailed(done.argv, done.code, done.stderr, netns.name)
-    return done.stdout
+    finish = _run.begin(words, fd=netns.fd, netns=netns.name, check=False)
+
+    def saved() -> str:
+        done = finish()
+        if not done.ok and "tables_names" in done.stderr:  # not ours to list, as no uid 0 is mapped here; but to ask
+            return "".join(netns.run(*words, "-t", table, check=False).stdout for table in LEGACY_TABLES)
+        if not done.ok:
+            raise CommandFailed(done.argv, done.code, done.stderr, netns.name)
+        return done.stdout
+
+    return saved
 
 
 def iptables_restore(

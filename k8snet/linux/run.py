@@ -17,7 +17,7 @@ from typing import IO
 from k8snet.errors import CommandFailed, ProgramMissing, Timeout
 from k8snet.linux import nsfs
 
-__all__ = ["Completed", "Process", "require", "run", "scratch", "start", "start_shell", "wait_until"]
+__all__ = ["Completed", "Process", "begin", "require", "run", "scratch", "start", "start_shell", "wait_until"]
 
 PACKAGES = {  # the Debian package of a program, where its name is another
     "arping": "arping", "bird": "bird2", "birdc": "bird2", "bridge": "iproute2", "brctl": "bridge-utils",
@@ -145,26 +145,39 @@ def run(
         CommandFailed: it ended with a non-zero code, and *check* is set.
         Timeout: it was still running after *timeout_s* seconds, and was killed.
     """
+    finish = begin(argv, fd=fd, netns=netns, stdin=stdin, timeout_s=timeout_s, check=check, env=env, resolv=resolv)
+    return finish()
+
+
+def begin(
+    argv: Sequence[str], *, fd: int | None = None, netns: str = "", stdin: str = "",
+    timeout_s: float = 30.0, check: bool = True, env: Mapping[str, str] | None = None, resolv: Path | None = None,
+) -> Callable[[], Completed]:  # fmt: skip
+    """Start a program, and return what waits for its end and does the rest of run(); it must be called."""
     words = tuple(str(word) for word in argv)
     begun = time.monotonic()
     pipe = subprocess.PIPE
     with _file_of(stdin) as source:
         child = _spawn(words, fd=fd, resolv=resolv, stdin=source, stdout=pipe, stderr=pipe, env=env)
-    try:
-        stdout, stderr = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise Timeout(f"`{' '.join(words)}` was still running after {timeout_s:g} s") from None
-    finally:
-        if child.poll() is None:  # too long, or interrupted: it and its children go
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-    done = Completed(
-        argv=words, code=child.returncode, stdout=stdout.decode(errors="replace"),
-        stderr=stderr.decode(errors="replace"), seconds=time.monotonic() - begun, netns=netns,
-    )  # fmt: skip
-    if check and not done.ok:
-        raise CommandFailed(words, done.code, done.stderr or done.stdout, netns)
-    return done
+
+    def finish() -> Completed:
+        try:
+            stdout, stderr = child.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Timeout(f"`{' '.join(words)}` was still running after {timeout_s:g} s") from None
+        finally:
+            if child.poll() is None:  # too long, or interrupted: it and its children go
+                os.killpg(child.pid, signal.SIGKILL)
+                child.communicate()
+        done = Completed(
+            argv=words, code=child.returncode, stdout=stdout.decode(errors="replace"),
+            stderr=stderr.decode(errors="replace"), seconds=time.monotonic() - begun, netns=netns,
+        )  # fmt: skip
+        if check and not done.ok:
+            raise CommandFailed(words, done.code, done.stderr or done.stdout, netns)
+        return done
+
+    return finish
 
 
 def start(

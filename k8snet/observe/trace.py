@@ -23,6 +23,7 @@ from k8snet.errors import InvalidInput
 from k8snet.linux import sysctl
 from k8snet.linux.address import host_address
 from k8snet.linux.nftrace import TABLE, has_rules
+from k8snet.observe import loss
 from k8snet.observe.capture import Packet
 from k8snet.observe.listener import Group, Listener, listening
 from k8snet.observe.sighting import ACK, SYN_OR_RST, VXLAN, Sight, address_of, end_of, headers_of, same, sight_of
@@ -145,14 +146,8 @@ class _Told:
         """Return the walk of a packet that no interface has seen."""
         groups = [one for one in self._groups(None) if one.netns == source.name]
         hops = [self._chain(one, None) for one in groups]
-        way = source.route_to(target)
-        ended = f"It never left {source.name}: "
-        if hops and hops[-1].verdict == "drop":
-            ended += _dropped(hops[-1])
-        elif "error" in way:
-            ended += f"there is no route to {target} ({way['error']})."
-        else:
-            ended += "no interface saw it, and no rule dropped it."
+        dropped = bool(hops) and hops[-1].verdict == "drop"
+        ended = f"It never left {source.name}: {_dropped(hops[-1]) if dropped else loss.before(source, target)}"
         return PacketWalk(title=title, hops=tuple(hops), arrived=False, ended=ended, remarks=tuple(remarks))
 
     def walk(
@@ -340,35 +335,12 @@ class _Told:
         if hops[-1].kind == "chain" and hops[-1].verdict == "drop":
             return f"Lost on {hops[-1].netns}: {_dropped(hops[-1])}"
         if packet.outgoing:
-            return f"Lost after {packet.netns}: {packet.interface} sent it, and nobody received it."
+            return f"Lost after {packet.netns}: {loss.after(self.lab[packet.netns], last)}"
         errors = [one for one in self.packets if "unreachable" in one.decoded.flags and one.time_ns > packet.time_ns]
         if errors:
-            error = errors[0]
-            return f"Lost on {packet.netns}; {error.decoded.source} said: {error.decoded.flags}."
-        reason, ruled_out = self._evidence(last)
-        if reason:
-            return f"Lost on {packet.netns}: {reason}"
-        return f"Lost on {packet.netns}, which gives no reason. It is not {', not '.join(ruled_out)}."
-
-    def _evidence(self, last: Sight) -> tuple[str, list[str]]:
-        """Return the reason that a netns has for keeping a packet, if there is one, and what is not the reason."""
-        netns, interface = self.lab[last.packet.netns], last.packet.interface
-        source, target = address_of(last.ip.src), address_of(last.ip.dst)
-        ruled_out = ["a rule of nf_tables"] if netns.name in self.listeners else []
-        way = netns.route_to(target, source=source, iif=interface)
-        if "error" in way:
-            back = netns.route_to(source).get("dev")
-            settings = (f"net.ipv4.conf.{one}.rp_filter" for one in ("all", interface.replace(".", "/")))
-            if max(int(netns.sysctl(one)) for one in settings) == 1 and back != interface:
-                return f"rp_filter is strict, and the way back to {source} is by {back}.", ruled_out
-            return f"there is no way on to {target} ({way['error']}).", ruled_out
-        ruled_out += ["a missing route", "rp_filter"]
-        via = str(way.get("gateway", target))
-        states = [one for one in netns.neighbours() if one.address == via]
-        if any(one.state in {"FAILED", "INCOMPLETE"} for one in states):
-            reason = f"{via} does not answer for its MAC address on {way.get('dev')} (neighbour {states[0].state})."
-            return reason, ruled_out
-        return "", [*ruled_out, "a neighbour that does not answer"]
+            return f"Lost on {packet.netns}; {errors[0].decoded.source} said: {errors[0].decoded.flags}."
+        told = loss.within(self.lab[packet.netns], last, traced=packet.netns in self.listeners)
+        return f"Lost on {packet.netns}: {told}"
 
 
 def _dropped(hop: Hop) -> str:

@@ -242,6 +242,81 @@ def test_a_policy_that_drops_is_named(shop):
     assert "Lost on node2: dropped by" in found.request.ended
 
 
+# -- where packets are lost ------------------------------------------------------------
+
+
+def on(node, command):
+    return lambda cluster: cluster.node(node).netns.run(*command.split())
+
+
+def in_pod(command):
+    return lambda cluster: cluster.pod("client").run(*command.split())
+
+
+def stale_tunnel(cluster):
+    node = cluster.node("node1").netns
+    entry = next(one for one in node.fdb() if one.port == "flannel.1" and one.remote)
+    node.run("bridge", "fdb", "replace", entry.mac, "dev", "flannel.1", "dst", "172.18.0.99", "self")
+
+
+def asymmetric(cluster):
+    node = cluster.node("node2").netns
+    node.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1")
+    node.run("ip", "route", "replace", "10.244.1.0/24", "dev", "cni0")
+
+
+LOSSES = {  # by what is wrong: the pod network, what does it, whom the client calls, and how the walk ends
+    "no forwarding": ("routes", on("node1", "sysctl -w net.ipv4.ip_forward=0"), "web:80",
+                      "Lost on node1: it does not forward packets: net.ipv4.conf.all.forwarding is 0."),
+    "a gateway that nobody is": ("routes", in_pod("ip route replace default via 10.244.1.99"), "web:80",
+                                 "It never left client: 10.244.1.99 does not answer for its MAC address on eth0"),
+    "a pod without a route": ("routes", in_pod("ip route del default"), "web:80",
+                              "It never left client: there is no route to 10.96.0.20"),
+    "lo is down": ("routes", in_pod("ip link set lo down"), "127.0.0.1:80",
+                   "It never left client: lo, which the route names, is down."),
+    "no way to the other pods": ("routes", on("node1", "ip route del 10.244.2.0/24"), "web:80",
+                                 "Lost on router: there is no way on to 10.244.2.2"),
+    "policy of FORWARD": ("routes", on("node1", "iptables -P FORWARD DROP"), "10.244.2.2:8080",
+                          "Lost on node1: dropped by policy of FORWARD, in filter FORWARD at forward."),
+    "a rule of iptables-legacy": ("routes", on("node1", "iptables-legacy -A FORWARD -j DROP"), "10.244.2.2:8080",
+                                  "Lost on node1: iptables-legacy, which tells of no packet, has a rule that has"),
+    "rp_filter": ("routes", asymmetric, "10.244.2.2:8080",
+                  "Lost on node2: rp_filter is strict, and the way back to 10.244.1.2 is by cni0."),
+    "a wrong neighbour": (
+        "routes", on("node1", "ip neigh replace 172.18.0.2 lladdr 02:00:00:00:00:99 dev eth0 nud permanent"),
+        "10.244.2.2:8080", "the frame is for 02:00:00:00:00:99, which is not the MAC of eth0",
+    ),
+    "a tunnel to nobody": ("vxlan", stale_tunnel, "10.244.2.2:8080",
+                           "Lost after node1: flannel.1 sends it inside VXLAN to 172.18.0.99, and 172.18.0.99 does"),
+    "a tunnel that is dropped": ("vxlan", on("node2", "iptables -A INPUT -p udp --dport 8472 -j DROP"),
+                                 "10.244.2.2:8080", "Lost on node2: it came inside VXLAN, and the kernel does not say"),
+    "nobody has the address": ("routes", lambda _: None, "10.244.2.99:80",
+                               "Lost on node2: 10.244.2.99 does not answer for its MAC address on cni0"),
+    "no endpoints": ("routes", lambda cluster: cluster.delete("pod", "web"), "web:80",
+                     'default/web:http has no endpoints"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_lost_packet_ends_where_it_was_lost_with_the_reason(shop, name):
+    network, spoil, target, said = LOSSES[name]
+    cluster = shop(pod_network=network)
+    spoil(cluster)
+    found = cluster.trace("client", target, timeout_s=0.4)
+    assert not found.request.arrived
+    assert said in found.request.ended
+
+
+def test_an_answer_that_is_lost_has_a_walk_of_its_own(shop):
+    """No masquerade: the server in the internet knows no way to the pod, and the router neither."""
+    cluster = shop()
+    cluster.node("node1").netns.iptables("-t nat -F POSTROUTING")
+    found = cluster.trace("client", "203.0.113.80:80", timeout_s=0.4)
+    assert found.request.arrived
+    assert not found.reply.arrived
+    assert "Lost on router" in found.reply.ended
+
+
 def test_twenty_walks_beside_other_connections_are_the_same(shop):
     """Others open connections from the same pod to the same Service all the time."""
     cluster = shop()

@@ -43,6 +43,7 @@ from k8snet.controllers.kube_proxy import conntrack
 from k8snet.controllers.kube_proxy.iptables_rules import Built, build
 from k8snet.controllers.kube_proxy.service_ports import ProxyConfig, ServicePort
 from k8snet.errors import CommandFailed
+from k8snet.linux.netfilter import begin_iptables_save
 from k8snet.linux.uncollected import uncollected
 
 if TYPE_CHECKING:
@@ -266,12 +267,18 @@ class Proxier:
         full, old = self.full, [port for port, _, _ in self._built.values()]
         if not full and list(ports) == old:
             return Applied(backend=str(self.backend), full=False, text="", forgotten=0)
+        # each port has a rule in one of two tables, so that many do not fit; nft's are looked at without a trace
+        guess = self.backend or ("legacy" if len(ports) > 2 * ONE_TRANSACTION else "nft")
+        look = begin_iptables_save(netns, backend=guess, family=self._version) if full else None
         rules = self.sync(ports)
+        saved = look() if look else ""
         fits = rules.size <= ONE_TRANSACTION
         if self.backend == "nft" and not fits:
             return self._with_legacy(netns, ports)
         self.backend = self.backend or ("nft" if fits else "legacy")
-        text = str(self._beside(netns, rules) if full else rules)
+        if full and self.backend != guess:
+            saved = netns.iptables_save(backend=self.backend, family=self._version)
+        text = str(self._beside(netns, rules, saved) if full else rules)
         try:
             netns.iptables_restore(text, backend=self.backend, family=self._version)
         except CommandFailed as error:
@@ -318,9 +325,12 @@ class Proxier:
         self._strip(netns, "nft")
         return done
 
-    def _beside(self, netns: Netns, rules: Rules) -> Rules:
-        """Return *rules* with the jumps that are not there yet, and without what an earlier kube-proxy has left."""
-        saved = netns.iptables_save(backend=self.backend, family=self._version)
+    def _beside(self, netns: Netns, rules: Rules, saved: str) -> Rules:
+        """Return *rules* with the jumps that are not there yet, and without what an earlier kube-proxy has left.
+
+        Args:
+            saved: what iptables-save told of the node.
+        """
         lines = set(saved.splitlines())
         jumps = [(table, rule) for table, rule in JUMPS if rule.replace("-I", "-A", 1) not in lines]
         left = {one for _, one in _chains_of(saved) if one.startswith(OWN)}
