@@ -156,7 +156,7 @@ def _in_chunks(rules: iptables.Rules) -> Iterator[str]:
     lines = [f":{chain} - [0:0]" for chain in common]
     for chain in order:
         lines += [] if chain in common else [f":{chain} - [0:0]"]
-        for rule in rules.nat[chain]:
+        for rule in rules.nat[chain].splitlines():
             lines.append(rule)
             if len(lines) >= A_CHUNK:
                 yield "\n".join(["*nat", *lines, "COMMIT", ""])

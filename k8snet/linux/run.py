@@ -220,8 +220,9 @@ def scratch() -> Path:
 def _file_of(text: str) -> IO[bytes]:
     """Return a file in memory that holds *text*; a program reads it without waiting for us, as it does from a pipe."""
     file = os.fdopen(os.memfd_create("stdin"), "w+b")
-    file.write(text.encode())
-    file.seek(0)  # and what is buffered is written
+    if text:
+        file.write(text.encode())
+        file.seek(0)  # and what is buffered is written
     return file
 
 

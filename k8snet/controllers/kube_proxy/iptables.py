@@ -85,8 +85,8 @@ LAST = "kubernetes service nodeports; NOTE: this must be the last rule in this c
 class Rules:
     """What to load: chains, each emptied and filled again, and chains that are to go."""
 
-    filter: Mapping[str, Sequence[str]]  # chain -> its rules, as in "-A CHAIN ..."
-    nat: Mapping[str, Sequence[str]]
+    filter: Mapping[str, str]  # chain -> its rules, a line each, as in "-A CHAIN ..."
+    nat: Mapping[str, str]
     jumps: Sequence[tuple[str, str]] = ()  # (table, rule): from the chains of the kernel to ours
     stale: Sequence[str] = ()  # chains of nat
     active: frozenset[str]  # the chains of all Services, of those that have not changed, too
@@ -98,15 +98,14 @@ class Rules:
     @property
     def size(self) -> int:
         """How many rules the larger table has."""
-        return max(sum(map(len, one.values())) for one in (self.filter, self.nat))
+        return max(sum(text.count("\n") + bool(text) for text in one.values()) for one in (self.filter, self.nat))
 
-    def _table(self, name: str, chains: Mapping[str, Sequence[str]], stale: Sequence[str]) -> list[str]:
+    def _table(self, name: str, chains: Mapping[str, str], stale: Sequence[str]) -> list[str]:
         """Return the lines of a table, chains by name: what iptables-legacy has to look for it finds sooner so."""
-        every = {**dict.fromkeys(stale, ()), **chains} if stale else chains
-        order = [*FILTER[:2], *sorted(every.keys() - FILTER[:2])]
+        every = {**dict.fromkeys(stale, ""), **chains} if stale else chains
+        order = [*FILTER[:2], *sorted([one for one in every if one not in FILTER[:2]])]
         lines = [f"*{name}", *[f":{chain} - [0:0]" for chain in order]]
-        for chain in order:
-            lines += every.get(chain, ())
+        lines += filter(None, map(every.get, order))
         lines += [rule for table, rule in self.jumps if table == name]
         return [*lines, *[f"-X {chain}" for chain in sorted(stale)], "COMMIT"]
 
@@ -151,7 +150,7 @@ def _assemble(
     if jumps:
         tables["filter"]["KUBE-FIREWALL"] = []
     active: list[str] = []
-    written: dict[str, tuple[str, ...]] = {}
+    written: dict[str, str] = {}
     for port, (shared, own) in built:
         for table, chain, rule in shared:
             tables[table][chain].append(rule)
@@ -161,7 +160,9 @@ def _assemble(
     _common(tables["filter"], tables["nat"], config)
     kept = frozenset(active)
     stale = sorted(set(existing) - kept)
-    return Rules(filter=tables["filter"], nat={**tables["nat"], **written}, jumps=jumps, stale=stale, active=kept)
+    common = {table: {chain: "\n".join(rules) for chain, rules in tables[table].items()} for table in tables}
+    nat = {**common["nat"], **written}
+    return Rules(filter=common["filter"], nat=nat, jumps=jumps, stale=stale, active=kept)
 
 
 # -- what is there without any Service -----------------------------------------------------
@@ -225,7 +226,7 @@ class Proxier:
         self.config, self.sync_period_s, self.clock = config, sync_period_s, clock
         self.backend: str | None = None  # "nft" or "legacy"; None before the first apply()
         self.full = True  # whether the next sync writes everything
-        self._built: dict[tuple[str, str], tuple[ServicePort, bool, Built]] = {}  # by key and protocol
+        self._built: dict[str, tuple[ServicePort, bool, Built]] = {}  # by key and protocol
         self._chains: frozenset[str] = frozenset()  # of Services, in the kernel
         self._before = self._built, self._chains  # the same, before the last sync
         self._cleaned: float | None = None  # when stale chains were last looked for
@@ -304,17 +305,18 @@ class Proxier:
 
     def _compare(
         self, ports: Iterable[ServicePort], *, comments: bool
-    ) -> tuple[dict[tuple[str, str], tuple[ServicePort, bool, Built]], set[tuple[str, str]]]:
+    ) -> tuple[dict[str, tuple[ServicePort, bool, Built]], set[tuple[str, str]]]:
         """Return the rules of *ports*, and the Services that have changed since the last sync."""
         left, built, changed = dict(self._built), {}, set()
         for port in ports:
-            known = left.pop((port.key, port.protocol), None)
+            key = f"{port.key}/{port.protocol}"
+            known = left.pop(key, None)
             if known is None or known[0] != port:
                 changed.add((port.namespace, port.name))
                 known = None
             if known is None or known[1] != comments:
                 known = port, comments, build(port, self.config, comments=comments)
-            built[port.key, port.protocol] = known
+            built[key] = known
         return built, changed | {(port.namespace, port.name) for port, _, _ in left.values()}
 
     def _with_legacy(self, netns: Netns, ports: Sequence[ServicePort]) -> Applied:
@@ -338,7 +340,7 @@ class Proxier:
             self._route_localnet = netns.sysctl(ROUTE_LOCALNET)
             netns.set_sysctls({ROUTE_LOCALNET: 1})
         stale = sorted({*rules.stale, *left} - rules.active)
-        return dataclasses.replace(rules, filter={"KUBE-FIREWALL": (), **rules.filter}, jumps=jumps, stale=stale)
+        return dataclasses.replace(rules, filter={"KUBE-FIREWALL": "", **rules.filter}, jumps=jumps, stale=stale)
 
     def _strip(self, netns: Netns, backend: str) -> None:
         saved = netns.iptables_save(backend=backend, family=self._version)

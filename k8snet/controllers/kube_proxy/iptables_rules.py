@@ -5,10 +5,10 @@ Source: kubernetes pkg/proxy/iptables, proxier.go (1.33).
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from itertools import product
 from typing import NamedTuple
 
@@ -23,8 +23,8 @@ PAIRS = tuple(map("".join, product("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", repeat=2)
 class Built(NamedTuple):
     """The rules of one service port."""
 
-    shared: tuple[tuple[str, str, str], ...]  # (table, chain, rule): in chains that all Services share
-    own: dict[str, tuple[str, ...]]  # chain of nat -> its rules
+    shared: Sequence[tuple[str, str, str]]  # (table, chain, rule): in chains that all Services share
+    own: dict[str, str]  # chain of nat -> its rules, a line each: text is what Python's collector need not look at
 
 
 def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> Built:
@@ -34,10 +34,15 @@ def build(port: ServicePort, config: ProxyConfig, *, comments: bool = True) -> B
         comments: whether those of its endpoints have comments, too.
     """
     made = _Port(port, config, comments=comments)
-    return Built(tuple(made.shared()), made.own())
+    return Built(made.shared(), made.own())
 
 
 class _Port:
+    __slots__ = (
+        "any", "comments", "config", "digest", "found", "guarded", "inside", "name", "outside", "port", "protocol",
+        "svc", "to_cluster_ip", "transport",
+    )  # fmt: skip
+
     def __init__(self, port: ServicePort, config: ProxyConfig, *, comments: bool) -> None:
         self.port, self.config, self.comments, self.name = port, config, comments, port.key
         self.protocol, self.transport = PROTOCOLS[port.protocol]
@@ -47,8 +52,12 @@ class _Port:
         self.outside = self.any and bool(found.local or not port.external_local)
         self.guarded = self.any and bool(port.load_balancer_ips and port.source_ranges)
         self.digest = _digest(self.name + self.protocol)
-        self.svc, self.svl = f"KUBE-SVC-{self.digest}", f"KUBE-SVL-{self.digest}"
+        self.svc = f"KUBE-SVC-{self.digest}"
         self.to_cluster_ip = self.to(port.cluster_ip)
+
+    @property
+    def svl(self) -> str:
+        return f"KUBE-SVL-{self.digest}"
 
     @property
     def ext(self) -> str:
@@ -63,17 +72,19 @@ class _Port:
 
     # in chains that all Services share
 
-    def shared(self) -> Iterator[tuple[str, str, str]]:
+    def shared(self) -> list[tuple[str, str, str]]:
+        port = self.port
         if self.inside:
-            yield self._caught("cluster IP", self.to_cluster_ip, self.svl if self.port.internal_local else self.svc)
+            found = [self._caught("cluster IP", self.to_cluster_ip, self.svl if port.internal_local else self.svc)]
         else:
-            yield self._refused("KUBE-SERVICES", self.to_cluster_ip)
-        if self.port.externally_accessible:
-            yield from self._from_elsewhere()
-        if self.port.health_check_node_port:
+            found = [self._refused("KUBE-SERVICES", self.to_cluster_ip)]
+        if port.externally_accessible:
+            found += self._from_elsewhere()
+        if port.health_check_node_port:
             comment = f'-m comment --comment "{self.name} health check node port"'
-            tail = f"-m tcp -p tcp --dport {self.port.health_check_node_port} -j ACCEPT"
-            yield "filter", "KUBE-NODEPORTS", f"-A KUBE-NODEPORTS {comment} {tail}"
+            tail = f"-m tcp -p tcp --dport {port.health_check_node_port} -j ACCEPT"
+            found.append(("filter", "KUBE-NODEPORTS", f"-A KUBE-NODEPORTS {comment} {tail}"))
+        return found
 
     def _from_elsewhere(self) -> Iterator[tuple[str, str, str]]:
         for address in self.port.external_ips:
@@ -120,9 +131,9 @@ class _Port:
 
     # in chains of its own
 
-    def own(self) -> dict[str, tuple[str, ...]]:
+    def own(self) -> dict[str, str]:
         port, found, names = self.port, self.found, {}
-        chains: dict[str, tuple[str, ...]] = {}
+        chains: dict[str, str] = {}
         head, comment = self.name + self.protocol, f" -m comment --comment {self.name}" if self.comments else ""
         sticky = port.affinity_s is not None
         for one in found.reachable:
@@ -131,18 +142,18 @@ class _Port:
             names[one.address, one.port] = name, text
             recent = f" -m recent --name {name} --set" if sticky else ""
             chains[name] = (
-                f"-A {name}{comment} -s {one.address} -j KUBE-MARK-MASQ",
-                f"-A {name}{comment}{recent} {self.transport} -j DNAT --to-destination {text}",
+                f"-A {name}{comment} -s {one.address} -j KUBE-MARK-MASQ\n"
+                f"-A {name}{comment}{recent} {self.transport} -j DNAT --to-destination {text}"
             )
-        for chain, ends in ((self.svc, found.cluster), (self.svl, found.local)):
-            called = self.inside and port.internal_local == (chain is self.svl)  # by who calls the cluster IP
-            if called or ends:
-                first = self._masquerade_of_cluster_ip(chain) if called else []
-                chains[chain] = (*first, *self._to_endpoints(chain, ends, names))
+        local = port.internal_local
+        if (self.inside and not local) or found.cluster:
+            chains[self.svc] = self._choice(self.svc, found.cluster, names, called=self.inside and not local)
+        if (self.inside and local) or found.local:
+            chains[self.svl] = self._choice(self.svl, found.local, names, called=self.inside and local)
         if self.any and port.externally_accessible:
-            chains[self.ext] = tuple(f"-A {self.ext} {rule}" for rule in self._from_outside())
+            chains[self.ext] = "\n".join(f"-A {self.ext} {rule}" for rule in self._from_outside())
         if self.guarded:
-            chains[self.fw] = tuple(f"-A {self.fw} -m comment --comment {rule}" for rule in self._source_ranges())
+            chains[self.fw] = "\n".join(f"-A {self.fw} -m comment --comment {rule}" for rule in self._source_ranges())
         return chains
 
     def _masquerade_of_cluster_ip(self, chain: str) -> list[str]:
@@ -173,10 +184,16 @@ class _Port:
             yield from (f"{balanced} -s {one} -j {self.ext}" for one in self.port.load_balancer_ips)
         yield f'"other traffic to {self.name} will be dropped by KUBE-PROXY-FIREWALL"'
 
-    def _to_endpoints(
-        self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[tuple[str, int], tuple[str, str]]
-    ) -> list[str]:
-        found, lots, left = [], [], len(endpoints)
+    def _choice(
+        self, chain: str, endpoints: Sequence[Endpoint], names: Mapping[tuple[str, int], tuple[str, str]], *,
+        called: bool,
+    ) -> str:  # fmt: skip
+        """Return the rules of a chain that chooses an endpoint.
+
+        Args:
+            called: whether callers of the cluster IP come here.
+        """
+        lots, left, found = [], len(endpoints), self._masquerade_of_cluster_ip(chain) if called else []
         for one in endpoints:
             goal, text = names[one.address, one.port]
             head = f'-A {chain} -m comment --comment "{self.name} -> {text}"' if self.comments else f"-A {chain}"
@@ -185,7 +202,7 @@ class _Port:
                 found.append(f"{head} {recent} -j {goal}")
             lots.append(f"{head}{_lot(left)} -j {goal}")
             left -= 1
-        return found + lots
+        return "\n".join([*found, *lots])
 
 
 @cache
@@ -195,8 +212,9 @@ def _lot(left: int) -> str:
 
 def _digest(text: str) -> str:
     """Return 16 letters of 5 bits, as base64.b32encode() does; two at a time that is done in half of the time."""
-    bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:10])
+    bits = int.from_bytes(sha256(text.encode()).digest()[:10])
+    high, low = bits >> 40, bits & 0xFFFFFFFFFF
     return (
-        PAIRS[bits >> 70] + PAIRS[bits >> 60 & 1023] + PAIRS[bits >> 50 & 1023] + PAIRS[bits >> 40 & 1023]
-        + PAIRS[bits >> 30 & 1023] + PAIRS[bits >> 20 & 1023] + PAIRS[bits >> 10 & 1023] + PAIRS[bits & 1023]
-    )  # fmt: skip
+        f"{PAIRS[high >> 30]}{PAIRS[high >> 20 & 1023]}{PAIRS[high >> 10 & 1023]}{PAIRS[high & 1023]}"
+        f"{PAIRS[low >> 30]}{PAIRS[low >> 20 & 1023]}{PAIRS[low >> 10 & 1023]}{PAIRS[low & 1023]}"
+    )
