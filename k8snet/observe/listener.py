@@ -30,6 +30,11 @@ class Group:
     messages: list[TraceMessage] = field(default_factory=list)
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Which chain it is."""
+        return self.first.family, self.first.table, self.first.chain
+
+    @property
     def first(self) -> TraceMessage:
         """The message that has the headers."""
         return self.messages[0]

@@ -154,8 +154,10 @@ class _Told:
         self, title: str, first: Sight, source: Netns | None, remarks: Sequence[str], *, answered: bool
     ) -> PacketWalk:
         """Return the way of the packet that was seen as *first*."""
-        sights = [one for one in self.sights if one.identity == first.identity]
-        groups = self._groups(first)
+        every = [one for one in self.sights if one.identity == first.identity]
+        sights, groups = _once(every), self._groups(first)
+        if len(sights) < len(every):  # it was sent again, and its messages came again, too
+            groups = list({(one.netns, one.key, headers_of(one.first)): one for one in reversed(groups)}.values())[::-1]
         if not isinstance(first.layer4, dpkt.tcp.TCP):
             ends = {one.ends for one in sights}
             groups = [one for one in groups if (headers_of(one.first) or ((), ()))[0] in ends]
@@ -297,8 +299,7 @@ class _Told:
         )  # fmt: skip
 
     def _hook(self, group: Group) -> tuple[str, str]:
-        first = group.first
-        return self.listeners[group.netns].hooks.get((first.family, first.table, first.chain), ("", ""))
+        return self.listeners[group.netns].hooks.get(group.key, ("", ""))
 
     def _chain(self, group: Group, ends: tuple[str, str] | None) -> Hop:
         listener, first = self.listeners[group.netns], group.first
@@ -341,6 +342,16 @@ class _Told:
             return f"Lost on {packet.netns}; {errors[0].decoded.source} said: {errors[0].decoded.flags}."
         told = loss.within(self.lab[packet.netns], last, traced=packet.netns in self.listeners)
         return f"Lost on {packet.netns}: {told}"
+
+
+def _once(sights: Sequence[Sight]) -> Sequence[Sight]:
+    """Return what was seen before a packet was sent again: a retransmission is the same to the byte with IPv6."""
+    start = sights[0].packet
+    for number, one in enumerate(sights[1:], 1):
+        again = (one.packet.netns, one.packet.interface, one.packet.outgoing)
+        if again == (start.netns, start.interface, start.outgoing):
+            return sights[:number]
+    return sights
 
 
 def _dropped(hop: Hop) -> str:

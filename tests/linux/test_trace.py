@@ -228,6 +228,23 @@ def test_with_ipv6_it_is_the_same_way(shop):
     assert found.request.hops[-1].destination == f"[{address}]:8080"
 
 
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_what_is_sent_again_is_told_once(shop, family):
+    """A SYN is sent again after 1 s, with IPv6 the same to the byte; so is the answer that finds no way back."""
+    cluster = shop(ip_families=("v4", "v6"))
+    pod, client = cluster.pod("web"), cluster.pod("client")
+    there, back = (one.addresses[family == "v6"] for one in (pod, client))
+    ip = ["ip", "-6"] if family == "v6" else ["ip"]
+    cluster.node("node2").netns.run(*ip, "route", "replace", "blackhole", f"{back}/{128 if family == 'v6' else 32}")
+    host = f"[{there}]" if family == "v6" else there
+    found = cluster.trace("client", f"{host}:8080", timeout_s=2.5)
+    assert found.request.arrived
+    assert len(set(found.request.keys)) == len(found.request)
+    assert not found.reply.arrived
+    assert len(set(found.reply.keys)) == len(found.reply)
+    assert "Lost on node2: there is no way on" in found.reply.ended
+
+
 def test_a_policy_that_drops_is_named(shop):
     cluster = shop()
     cluster.apply("""
