@@ -493,7 +493,7 @@ class Cluster(Views):
 
 
 def _loaded(source: str | Path | Iterable[Any], *, lenient: bool) -> Manifest:
-    if isinstance(source, str) and ("\n" in source or not source.strip()):
+    if isinstance(source, str) and ("\n" in source or source.lstrip()[:1] in {"", "{"}):
         return parse(source, lenient=lenient)
     if isinstance(source, str | Path):
         return load(source, lenient=lenient)

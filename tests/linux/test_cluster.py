@@ -110,6 +110,14 @@ def test_without_masquerade_the_answer_from_the_internet_finds_no_way_back(clust
     assert pod.connect("203.0.113.80", 80, timeout_s=0.5).outcome == "timeout"
 
 
+def test_a_manifest_may_be_the_text_of_one_line(cluster_of):
+    cluster = cluster_of(1)
+    cluster.apply(' {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}')
+    assert ("Namespace", "", "shop") in cluster.objects
+    with pytest.raises(InvalidManifest, match="missing"):
+        cluster.apply("missing.yaml")
+
+
 def test_containers_of_a_pod_share_one_netns_that_the_pause_process_holds(cluster_of):
     cluster = cluster_of(1)
     cluster.apply(TWO)
