@@ -131,8 +131,8 @@ class Match:
 class Hostname:
     """The hosts of a virtual host."""
 
-    name: str = ""  # "a.example", "*.example", or "" for any
-    deep: bool = False  # "*" stands for one label or more (Gateway API), not for one only (Ingress)
+    name: str = ""  # "a.example", a wildcard, or "" for any
+    deep: bool = False  # a wildcard stands for one label or more (Gateway API), not for one only (Ingress)
 
     def __post_init__(self) -> None:
         """Make those the same that mean the same."""
