@@ -25,7 +25,7 @@ from k8snet.errors import K8snetError
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
-FEW, TURNS = 100, 3  # so few Services are measured three times a round: nft waits for other CPUs, by chance 0 to 20 ms
+FEW, TURNS = 1000, 3  # so few are measured three times a round: by chance the kernel waits longer than we work
 COLUMNS = (TextColumn("{task.description:42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
